@@ -1,0 +1,1 @@
+"""Forgejo: runner credentials by every version's way, and a workflow dispatched to try a runner."""
