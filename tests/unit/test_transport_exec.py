@@ -1,0 +1,182 @@
+"""Pieces that the runners share: lines, pipes between machines, fan-out, quoting."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nixops.errors import CommandFailed, CommandTimeout, HostFault, Interrupted
+from nixops.transport.command import Command
+from nixops.transport.exec import Cancellation, Lines, cancellable, chunks, pipe
+from nixops.transport.fleet import Outcome, fan_out
+from nixops.transport.local import LocalRunner
+from nixops.transport.sudo import SudoStart
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
+
+
+# -- quoting --------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(TEXT, min_size=1, max_size=5), TEXT)
+def test_a_real_shell_parses_a_shell_line_back_into_the_arguments(args: list[str], value: str) -> None:
+    command = Command.of("sh", "-c", 'printf "%s\\0" "$V" "$@"', "sh", *args, env={"V": value})
+    out = subprocess.run(["sh", "-c", command.shell_line()], capture_output=True, check=True).stdout
+    assert out == b"".join(text.encode() + b"\0" for text in (value, *args))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(TEXT, min_size=1, max_size=4), TEXT)
+def test_the_line_for_sudo_gives_the_payload_its_arguments_and_variables(args: list[str], value: str) -> None:
+    command = Command.of("sh", "-c", 'printf "%s\\0" "$V" "$@"', "sh", *args, env={"V": value}, root=True)
+    start = SudoStart(command, None)
+    # In place of sudo: drop its options and run the rest, as sudo does.
+    line = start.shell_line.replace("sudo -n --", "env", 1)
+    done = subprocess.run(["sh", "-c", line], capture_output=True, check=True)
+    assert done.stdout == b"".join(text.encode() + b"\0" for text in (value, *args))
+    assert start.stderr(done.stderr) == b""
+    assert start.entered
+
+
+# -- lines and pieces -----------------------------------------------------------------------------------------
+
+
+@given(st.binary(), st.integers(min_value=1, max_value=7))
+def test_lines_are_the_same_however_the_bytes_were_cut(data: bytes, size: int) -> None:
+    whole: list[str] = []
+    cut: list[str] = []
+    for sink, step in ((whole, max(1, len(data))), (cut, size)):
+        lines = Lines(sink.append)
+        for piece in chunks(data, step):
+            lines.feed(piece)
+        lines.close()
+    assert whole == cut
+    assert len(whole) == data.count(b"\n") + (bool(data) and not data.endswith(b"\n"))
+
+
+# -- pipes ----------------------------------------------------------------------------------------------------
+
+
+def test_a_pipe_carries_everything_and_gives_both_results() -> None:
+    local = LocalRunner()
+    source = Command.of("head", "-c", "150000000", "/dev/zero")
+    made, taken = pipe(local, source, local, Command.of("wc", "-c"))
+    assert taken.out.strip() == "150000000"
+    assert (made.code, made.stdout) == (0, b"")
+
+
+def test_a_sink_never_takes_half_of_a_failed_source_for_the_whole() -> None:
+    local = LocalRunner()
+    with pytest.raises(CommandFailed) as caught:
+        pipe(
+            local,
+            Command.of("sh", "-c", "echo half; echo broke >&2; exit 3", title="the source"),
+            local,
+            Command.of("sh", "-c", "cat >/dev/null && echo whole", title="the sink"),
+        )
+    assert "the source failed" in str(caught.value)
+    assert "broke" in str(caught.value)
+
+
+def test_a_sink_that_fails_stops_the_source_and_its_error_is_told() -> None:
+    local = LocalRunner()
+    started = time.monotonic()
+    with pytest.raises(CommandFailed) as caught:
+        pipe(
+            local,
+            Command.of("sh", "-c", "yes; sleep 1000"),
+            local,
+            Command.of("sh", "-c", "head -c 10; echo No space left on device >&2; exit 4", title="the sink"),
+        )
+    assert "the sink failed" in str(caught.value)
+    assert "No space left" in str(caught.value)
+    assert time.monotonic() - started < 10
+
+
+def test_a_source_that_is_not_there_is_told_and_stops_the_sink() -> None:
+    local = LocalRunner()
+    with pytest.raises(HostFault, match="nixops-no-such-program"):
+        pipe(local, Command.of("nixops-no-such-program"), local, Command.of("cat"))
+
+
+def test_a_pipe_whose_sink_runs_out_of_time_stops_both() -> None:
+    local = LocalRunner()
+    with pytest.raises(CommandTimeout):
+        pipe(local, Command.of("sleep", "1000"), local, Command.of("cat", timeout=0.5))
+
+
+# -- fan-out --------------------------------------------------------------------------------------------------
+
+
+def test_fan_out_keeps_order_and_gives_each_item_its_value_or_exception() -> None:
+    def work(number: int) -> int:
+        time.sleep(0.05 * (3 - number))
+        if number == 1:
+            raise HostFault("one is broken")
+        return number * 10
+
+    outcomes = fan_out([0, 1, 2], work)
+    assert [outcome.item for outcome in outcomes] == [0, 1, 2]
+    assert [outcome.value for outcome in outcomes] == [0, None, 20]
+    assert [outcome.ok for outcome in outcomes] == [True, False, True]
+    with pytest.raises(HostFault, match="one is broken"):
+        outcomes[1].unwrap()
+
+
+def test_fan_out_never_runs_more_than_its_limit() -> None:
+    running = 0
+    most = 0
+    lock = threading.Lock()
+
+    def work(_: int) -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.02)
+        with lock:
+            running -= 1
+
+    fan_out(range(20), work, limit=3)
+    assert most == 3
+
+
+def test_fan_out_over_nothing_is_nothing() -> None:
+    empty: list[Outcome[int, int]] = fan_out([], lambda number: number)
+    assert empty == []
+
+
+def test_an_interrupt_cancels_what_waits_and_stops_what_runs() -> None:
+    begun: list[int] = []
+    ended: list[Exception] = []
+
+    def work(number: int) -> None:
+        begun.append(number)
+        try:
+            LocalRunner().run(Command.of("sleep", "1000", timeout=None))
+        except Exception as error:
+            ended.append(error)
+            raise
+
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        fan_out(range(10), work, limit=2)
+    assert time.monotonic() - started < 8
+    assert sorted(begun) == [0, 1]
+    assert [type(error) for error in ended] == [Interrupted, Interrupted]
+
+
+def test_a_fan_out_inside_a_cancelled_one_ends_too() -> None:
+    switch = Cancellation()
+    threading.Timer(0.5, switch.cancel).start()
+    with cancellable(switch), pytest.raises(Interrupted):
+        fan_out([1], lambda _: LocalRunner().run(Command.of("sleep", "1000")))
