@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from nixops.errors import UsageError
-from nixops.inventory.model import Config, ManagedRunner, RunnerModule, unit_name, unit_user
+from nixops.inventory.model import Config, Inventory, ManagedRunner, RunnerModule, unit_name, unit_user
 from nixops.values import HostName, RelPath, RepoName, RunnerName
 
 
@@ -88,6 +88,17 @@ def host_secrets(runner: ManagedRunner) -> tuple[HostSecret, ...]:
         return (HostSecret(runner.secret_name, runner.token.path, runner.token.key, runner.token_path),)
     return tuple(
         HostSecret(c.kv_path.rsplit("/", 1)[-1], c.kv_path, runner.token.key, c.file) for c in connections(runner)
+    )
+
+
+def kv_paths(inventory: Inventory) -> frozenset[str]:
+    """The KV entries of all managed runners of all hosts."""
+    return frozenset(
+        secret.kv_path
+        for host in inventory.hosts.values()
+        for runner in host.runners.values()
+        if isinstance(runner, ManagedRunner)
+        for secret in host_secrets(runner)
     )
 
 

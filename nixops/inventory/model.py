@@ -364,11 +364,12 @@ def unit_name(runner: RunnerName, module: RunnerModule) -> str:
 
 
 def unit_user(runner: RunnerName, module: RunnerModule, *, isolate: bool) -> str:
-    """The DynamicUser that the unit runs as.
+    """The user and the state directory that an instance's unit is given.
 
     The older module gives all its instances one user; ``isolate`` overrides it with one of the instance's own.
     systemd refuses a dynamic user's name of more than 31 characters when the unit starts (and no earlier), so a
-    long one ends in a digest.
+    long one ends in a digest. The newer module names no user: systemd makes one of the unit's name, and what is
+    said here is only its state directory.
     """
     if module is RunnerModule.FORGEJO or not isolate:
         return module.user

@@ -65,12 +65,17 @@ c: let
   get = path: let answer = find path c.config; in answer // { value = plain answer.value; };
   pkgs = c.pkgs or c.config._module.args.pkgs;
   imported = (find INSTANCE c.config).found;
+  # Above mkForce, in case the flake uses that.
+  as = revision: c.extendModules {
+    modules = [ { system.configurationRevision = { _type = "override"; priority = 10; content = revision; }; } ];
+  };
+  system = if REVISION == null || !(c ? extendModules) then c else as REVISION;
 in {
   inherit imported;
   module = (find MODULE c.config).found;
   values = if imported then map get PATHS else [ ];
   packages = if imported then map (path: plain (find path pkgs).value) PACKAGES else [ ];
-  toplevel = if imported then c.config.system.build.toplevel.outPath else null;
+  toplevel = if imported then system.config.system.build.toplevel.outPath else null;
 }
 """
 
@@ -84,12 +89,15 @@ def check_flake(
     facts: RunnerFacts,
     *,
     git: bool = True,
+    revision: str | None = None,
 ) -> FlakeAnswer:
     """Ask the flake for the host's system and for the instance with our values, in one evaluation.
 
     :param flake: the flake's directory: the checkout, or an :func:`overlay` of it.
     :param git: as Nix sees the checkout through git: what git does not know is not there. Without, the directory as
         it is, and the flake has no ``self.rev``.
+    :param revision: what ``system.configurationRevision`` should be in the toplevel, whatever the flake says: shows
+        whether two systems differ by it alone. The answer's ``installable`` is not that toplevel's.
     :raises UsageError: nobody imports the rendered module (the hint is the missing line), the flake's nixpkgs has no
         such module, or the flake has other values than ours; ``detail`` lists them.
     :raises BuildFailed: it does not evaluate.
@@ -101,7 +109,7 @@ def check_flake(
     module = filled_path(inventory.config, "runner_module", host, runner)
     attribute = inventory.config.attribute.replace("{host}", host)
     installable = f"{flake_reference(flake, git=git)}#{attribute}"
-    answer = nix.eval_json(installable, apply=_question(instance, expected))
+    answer = nix.eval_json(installable, apply=_question(instance, expected, revision))
     if not answer["module"]:
         raise UsageError(
             f"{host} has no option {'.'.join(instance[:2])}",
@@ -119,13 +127,14 @@ def check_flake(
         raise BuildFailed(f"{attribute}.config.system.build.toplevel is no store path: {error}") from error
 
 
-def _question(instance: tuple[str, ...], expected: Iterable[Expected]) -> str:
+def _question(instance: tuple[str, ...], expected: Iterable[Expected], revision: str | None) -> str:
     packages = [path.split(".") for e in expected if e.packages for path in e.value]
     return (
         _QUESTION.replace("INSTANCE", literal(instance, Language.NIX))
         .replace("MODULE", literal(instance[:2], Language.NIX))
         .replace("PATHS", literal([e.path for e in expected], Language.NIX))
         .replace("PACKAGES", literal(packages, Language.NIX))
+        .replace("REVISION", literal(revision, Language.NIX))
     )
 
 

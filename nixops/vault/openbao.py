@@ -104,6 +104,21 @@ class OpenBao:
         stored = self._get(path, None)
         return stored.version if stored else 0
 
+    def keys(self, directory: str) -> tuple[str, ...]:
+        """The names of the entries in ``directory`` (below the mount), deleted ones too; none where there is none.
+
+        :raises VaultError: the login may not list there.
+        """
+        self._check_mount_once()
+        mount = self.settings.mount
+        reply = self.client.call(
+            Access("list", f"{mount}/metadata/{directory}", ("list",)),
+            lambda api: api.secrets.kv.v2.list_secrets(directory, mount_point=mount),
+            expect=(404,),
+        )
+        keys = reply.data.get("keys")
+        return tuple(k for k in keys if isinstance(k, str) and not k.endswith("/")) if isinstance(keys, list) else ()
+
     def write(self, path: VaultPath, data: Mapping[str, Secret], *, cas: int, public: Collection[str] = ()) -> int:
         """Write a new version in place of version ``cas`` (0: only if there is no entry), and return its number.
 

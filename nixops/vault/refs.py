@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nixops.errors import CommandFailed, CommandTimeout, HostFault, SecretUnavailable
-from nixops.inventory.model import OpenBaoRef, SecretRef
+from nixops.inventory.model import Inventory, Model, OpenBaoRef, SecretRef
 from nixops.secret import Redactor, Secret
 from nixops.transport.command import Command, Runner
 from nixops.values import VaultPath
 from nixops.vault.files import expanded, read_private_file, text_of
+from nixops.vault.settings import LOGIN_VARIABLES
 
 if TYPE_CHECKING:  # hvac is only loaded by those who use OpenBao
     from nixops.vault.openbao import OpenBao
@@ -55,6 +56,27 @@ def resolve_ref(
     else:
         secret = _from_command(ref.command or (), base, local)
     return redactor.add(secret)
+
+
+def secret_variables(inventory: Inventory) -> frozenset[str]:
+    """The environment variables that hold secrets: those that references name, and those that open OpenBao.
+
+    A program that we start inherits the environment, and anybody with its uid can read it there for as long as it
+    runs: so these are left out.
+    """
+    return frozenset({*LOGIN_VARIABLES, *_named(inventory)})
+
+
+def _named(value: object) -> Iterator[str]:
+    if isinstance(value, SecretRef):
+        if value.env:
+            yield value.env
+    elif isinstance(value, Model):
+        for _, part in value:
+            yield from _named(part)
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _named(part)
 
 
 def _from_openbao(ref: OpenBaoRef, openbao: Callable[[], OpenBao] | None) -> Secret:

@@ -17,6 +17,8 @@ _NAMESPACE = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*/?")
 # What can stand in an HTTP header and in a curl configuration without quoting.
 _CREDENTIAL = re.compile(r"[A-Za-z0-9._~+/=-]+")
 _FAMILIES = ("BAO_", "VAULT_")
+# Variables that let in whoever reads them; no program that we start needs them.
+LOGIN_VARIABLES = tuple(f"{family}{name}" for family in _FAMILIES for name in ("TOKEN", "ROLE_ID", "SECRET_ID"))
 
 
 def _credential(secret: Secret, what: str) -> Secret:

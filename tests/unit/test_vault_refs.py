@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from nixops.errors import SecretUnavailable
-from nixops.inventory.model import SecretRef
+from nixops.inventory.model import Inventory, SecretRef
 from nixops.secret import Redactor, Secret
 from nixops.transport.local import LocalRunner
 from nixops.vault import refs
-from nixops.vault.refs import resolve_ref
+from nixops.vault.refs import resolve_ref, secret_variables
 
 VALUE = "correct-horse-battery"
 
@@ -47,6 +47,17 @@ def test_every_kind_is_known_to_the_redactor_when_it_is_returned(tmp_path: Path)
         redactor = Redactor()
         assert resolve(ref, tmp_path, {"MINE": VALUE}, redactor).reveal() == VALUE
         assert redactor.clean(f"it is {VALUE}") == "it is ***"
+
+
+def test_every_variable_that_holds_a_secret_is_found_wherever_its_reference_stands() -> None:
+    document = {
+        "forge": {"url": "https://code.example.org", "token": {"env": "OF_THE_FORGE"}},
+        "vault": {"approle": {"role_id": {"env": "ROLE"}, "secret_id": {"file": "secret-id"}}},
+        "hosts": {"gunter": {"address": "192.0.2.1", "sudo_password": {"env": "OF_SUDO"}}},
+    }
+    inventory = Inventory.model_validate(document)
+    opening = {f"{family}_{name}" for family in ("BAO", "VAULT") for name in ("TOKEN", "ROLE_ID", "SECRET_ID")}
+    assert secret_variables(inventory) == {"OF_THE_FORGE", "ROLE", "OF_SUDO"} | opening
 
 
 def test_a_variable_that_is_not_set_or_empty_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,170 @@
+"""The scripts that list and try, run by a real shell; and what a probe copies from the runner's unit."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from nixops.transport.command import Command, LineSink, Result
+from nixops.verify import probe
+from nixops.verify.backend import connect
+from nixops.verify.listing import list_files
+from nixops.verify.model import Subject, Undecided
+from nixops.verify.probe import Access, Target, as_runner, sandbox, try_to_open
+from nixops.verify.unit import UnitFacts
+from tests.unit.verify_recorded import NAME, inventory_host
+
+ODD_NAMES = ["plain", "with space", "it's", '"quoted"', "new\nline", "$HOME", "-n", "naïve", "back\\slash"]
+
+
+@dataclass
+class Here:
+    """Runs commands on this machine; a transient unit becomes its bare program."""
+
+    host: str = "nix-cache02"
+    ran: list[Command] = field(default_factory=list)
+
+    def run(self, command: Command, on_line: LineSink | None = None) -> Result:
+        del on_line
+        self.ran.append(command)
+        argv = command.argv
+        if "systemd-run" in argv:
+            argv = argv[argv.index("--", 4) + 1 :]
+        done = subprocess.run(argv, input=command.stdin_bytes, capture_output=True)
+        return Result(command, done.returncode, done.stdout, done.stderr, host=self.host)
+
+
+def facts(**properties: str) -> UnitFacts:
+    shown = {"LoadState": "loaded", **properties}
+    return UnitFacts("u.service", {k: (v,) for k, v in shown.items()}, None, frozenset(), 1.0, 1)
+
+
+@pytest.fixture
+def subject() -> Subject:
+    host, here = inventory_host(), Here()
+    runner = host.runners[NAME]
+    assert runner.managed
+    return Subject("nix-cache02", host, NAME, runner, "u.service", here, connect(here), facts(), {})
+
+
+def test_files_are_listed_whatever_they_are_called(tmp_path: Path) -> None:
+    for name in ODD_NAMES:
+        (tmp_path / name).write_text("x")
+    (tmp_path / "plain").chmod(0o640)
+    entries = {e.path: e for e in list_files(Here(), [str(tmp_path), str(tmp_path / "plain"), "/no/such"])}
+    assert set(entries) == {str(tmp_path)} | {str(tmp_path / name) for name in ODD_NAMES}
+    plain, status = entries[str(tmp_path / "plain")], (tmp_path / "plain").stat()
+    assert (plain.kind, plain.mode, plain.uid, plain.size) == ("f", 0o640, status.st_uid, 1)
+    assert plain.identity == f"{status.st_dev}:{status.st_ino}"
+    assert entries[str(tmp_path)].kind == "d"
+
+
+def test_a_link_is_listed_as_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    (tmp_path / "link").symlink_to("secret")
+    entries = {e.path: e for e in list_files(Here(), [str(tmp_path / "link")])}
+    assert entries[str(tmp_path / "link")].kind == "f"
+
+
+def test_what_can_be_opened_is_told_and_nothing_is_changed(tmp_path: Path, subject: Subject) -> None:
+    (tmp_path / "d").mkdir()
+    for name in ODD_NAMES:
+        (tmp_path / name).write_text("a secret")
+    paths = [str(tmp_path / name) for name in (*ODD_NAMES, "d")]
+    found = set(try_to_open(subject, [*(Target(p) for p in paths), Target(str(tmp_path / "absent"))]))
+    files = {Access(p, how) for p in paths[:-1] for how in ("read", "write")}
+    assert found == files | {Access(paths[-1], how) for how in ("list", "write")}
+    assert {p.name for p in tmp_path.iterdir()} == {*ODD_NAMES, "d"}
+    assert list((tmp_path / "d").iterdir()) == []
+    assert (tmp_path / "plain").read_text() == "a secret"
+
+
+def test_nothing_of_a_secret_comes_back(tmp_path: Path, subject: Subject) -> None:
+    (tmp_path / "f").write_text("a secret")
+    transport = subject.transport
+    assert isinstance(transport, Here)
+    try_to_open(subject, [Target(str(tmp_path / "f"))])
+    (command,) = transport.ran
+    again = transport.run(command)
+    assert "a secret" not in again.out + again.err
+    assert not any(str(tmp_path) in argument for argument in command.argv)
+
+
+def test_only_the_file_that_root_saw_counts(tmp_path: Path, subject: Subject) -> None:
+    file = tmp_path / "f"
+    file.write_text("x")
+    status = file.stat()
+    assert try_to_open(subject, [Target(str(file), f"{status.st_dev}:{status.st_ino}")])
+    assert try_to_open(subject, [Target(str(file), "1:1")]) == ()
+
+
+def test_a_probe_without_its_tools_is_no_closed_door(
+    tmp_path: Path, subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "TOOLS_PATH", str(tmp_path))
+    with pytest.raises(Undecided, match="could not try"):
+        try_to_open(subject, [Target("/etc/passwd")])
+
+
+def test_a_probe_that_is_cut_off_is_no_answer(subject: Subject) -> None:
+    with pytest.raises(Undecided):
+        as_runner(subject, "exit 0")
+
+
+def test_nothing_can_be_tried_as_the_user_of_a_unit_that_is_not_there(subject: Subject) -> None:
+    with pytest.raises(Undecided, match="not a unit"):
+        as_runner(replace(subject, facts=facts(LoadState="not-found")), "true")
+
+
+def test_arguments_arrive_as_they_are(subject: Subject) -> None:
+    lines = as_runner(subject, 'for a do printf "%s|" "$a"; done; echo', ["a b", "it's", "$HOME", "`id`", "%s"])
+    assert lines == ["a b|it's|$HOME|`id`|%s|"]
+
+
+def test_the_probe_is_stopped_by_the_host_itself(subject: Subject) -> None:
+    as_runner(subject, "true", timeout=33)
+    transport = subject.transport
+    assert isinstance(transport, Here)
+    (command,) = transport.ran
+    assert "RuntimeMaxSec=33" in command.argv
+    assert command.timeout == 43
+    assert command.root
+
+
+def test_a_probe_gets_what_shapes_access_and_nothing_else() -> None:
+    given = sandbox(
+        facts(
+            User="gitea-runner",
+            DynamicUser="yes",
+            StateDirectory="gitea-runner",
+            BindPaths="/a:/b:rbind",
+            CapabilityBoundingSet="",
+            AmbientCapabilities="",
+            SystemCallFilter="~",
+            RuntimeDirectory="gitea-runner",
+            EnvironmentFiles="/run/secrets/token (ignore_errors=no)",
+            MemoryMax="1",
+        )
+    )
+    assert given == (
+        "User=gitea-runner",
+        "DynamicUser=yes",
+        "StateDirectory=gitea-runner",
+        "BindPaths=/a:/b:rbind",
+        "CapabilityBoundingSet=",
+    )
+
+
+def test_a_unit_with_a_credential_is_probed_with_one_that_is_none_of_its_own() -> None:
+    given = sandbox(replace(facts(User="u"), credentials=("token:/run/secrets/token",)))
+    assert given == ("User=u", "SetCredential=nixops-verify:none")
+
+
+def test_files_that_hold_a_units_credentials_are_known() -> None:
+    unit = replace(
+        facts(EnvironmentFiles="/run/secrets/a b (ignore_errors=yes)"), credentials=("token:/run/secrets/c", "x", "")
+    )
+    assert unit.credential_files == ("/run/secrets/a b", "/run/secrets/c")
