@@ -1,0 +1,8 @@
+{ ... }:
+{
+  imports = [ ./local.nix ];
+
+  networking.hostName = "@host@";
+
+  system.stateVersion = "24.11";
+}

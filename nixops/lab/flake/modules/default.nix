@@ -1,0 +1,12 @@
+[
+  ./assertions.nix
+  ./autoupgrade.nix
+  ./environment.nix
+  ./forgejo-runner.nix
+  ./gitea-actions-runner.nix
+  ./lab.nix
+  ./nix.nix
+  ./systemd.nix
+  ./toplevel.nix
+  ./users.nix
+]

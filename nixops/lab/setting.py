@@ -1,0 +1,249 @@
+"""Everything the main job needs, on one machine: hosts, OpenBao, Forgejo, a user's checkout and its inventory.
+
+The demo and the lab tests use the same setting; the commands in it are run as a user runs them, as processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from nixops.errors import HostFault
+from nixops.lab.forgejo_server import ForgejoServer
+from nixops.lab.lab import HostSpec, Lab, LabHost
+from nixops.lab.openbao import BaoServer
+from nixops.lab.userrepo import LabHostFacts, UserRepo, install_base, make_user_repo
+from nixops.secret import Secret
+from nixops.transport.local import LocalRunner
+from nixops.values import StorePath
+
+# There is no nixpkgs and no substituter here; the lab's derivations are shell and need no sandbox.
+NIX_CONFIG: Final = "experimental-features = nix-command flakes\nsandbox = false\nsubstituters =\n"
+TRUSTED: Final = ("torjus/nixos-servers", "torjus/nixos-exporter", "torjus/nixos")
+WIDER: Final = "torjus/dotfiles"
+TOP: Final = Path(__file__).parents[2]
+
+_HOST_FILES: Final = """
+cd /
+ls -A var/lib/vault/approle 2>/dev/null
+ls -A run/nixops 2>/dev/null | grep -v '^lock$'
+ls -A run/secrets
+ls -A nix/var/nix/gcroots | grep nixops-
+cat var/lib/private/gitea-runner-*/*/.runner 2>/dev/null | cksum
+exit 0
+"""
+
+
+class Setting:
+    """A lab with its services, up inside a ``with`` block.
+
+    :param directory: for the checkout, the inventory and the operator's state; must be empty.
+    :param version: Forgejo's major version.
+    :param repo: further arguments of :func:`nixops.lab.userrepo.make_user_repo`.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        hosts: Sequence[HostSpec] = (HostSpec("nix-cache02"),),
+        name: str = "lab",
+        version: int = 15,
+        install: bool = True,
+        settings: dict[str, dict[str, Any]] | None = None,
+        say: Callable[[str], None] = lambda _: None,
+        **repo: Any,
+    ) -> None:
+        self.directory = directory
+        self._specs = hosts
+        self._name = name
+        self._version = version
+        self._install = install
+        self._settings = settings or {}
+        self._say = say
+        self._repo_options = repo
+        self._stack = ExitStack()
+        self.base: dict[str, StorePath] = {}
+
+    def __enter__(self) -> Self:
+        with self._stack:
+            self.lab = self._stack.enter_context(Lab.up(self._specs, name=self._name, say=self._say))
+            self.bao = self._stack.enter_context(BaoServer(bind=self.lab.gateway))
+            self.forge = self._stack.enter_context(ForgejoServer(self._version, bind=self.lab.gateway))
+            self.forge_token = self._populate()
+            self.environ = self._environment()
+            self.repo = self._repository()
+            if self._install:
+                self._install_all()
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._stack.close()
+
+    def _populate(self) -> Secret:
+        self.forge.add_user("torjus")
+        for repository in (*TRUSTED, WIDER):
+            self.forge.add_repo(repository)
+        return self.forge.add_token("torjus")
+
+    def _environment(self) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("BAO_", "VAULT_", "AWS_", "NIX_", "FORGEJO_"))}
+        return {
+            **kept,
+            "HOME": str(self._made("home")),
+            "XDG_STATE_HOME": str(self._made("state")),
+            "NIX_CONFIG": NIX_CONFIG,
+            "FORGEJO_TOKEN": self.forge_token.reveal(),
+            "BAO_TOKEN": self.bao.root_token.reveal(),
+            "GIT_AUTHOR_NAME": "Operator",
+            "GIT_AUTHOR_EMAIL": "operator@localhost",
+            "GIT_COMMITTER_NAME": "Operator",
+            "GIT_COMMITTER_EMAIL": "operator@localhost",
+        }
+
+    def _made(self, name: str) -> Path:
+        path = self.directory / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _repository(self) -> UserRepo:
+        facts = [
+            LabHostFacts.of(host, runners=index == 0, settings=self._settings.get(host.name))
+            for index, host in enumerate(self.lab.hosts.values())
+        ]
+        return make_user_repo(
+            self._made("user"),
+            hosts=facts,
+            forge_url=self.forge.url,
+            bao_address=self.bao.address,
+            local=LocalRunner(env={"NIX_CONFIG": NIX_CONFIG}),
+            **self._repo_options,
+        )
+
+    def _install_all(self) -> None:
+        from nixops.forge.forgejo import Forgejo
+        from nixops.inventory.model import Scope
+        from nixops.secret import Redactor
+
+        # actions1 was registered by hand long ago: by the whole forge's administrator, as the seed has it.
+        with Forgejo(self.forge.url, self.forge.add_token("torjus"), redactor=Redactor()) as forge:
+            token = forge.registration_token(Scope(user="torjus"))
+        for host in self.lab.hosts.values():
+            self.base[host.name] = install_base(host, self.repo, actions1_token=token)
+        self.forge.forget_requests()
+
+    # -- using it -----------------------------------------------------------------------------------------------
+
+    @property
+    def host(self) -> LabHost:
+        """The first host: the seed's ``nix-cache02``."""
+        return next(iter(self.lab.hosts.values()))
+
+    def command(self, *args: str) -> list[str]:
+        """The command line of a task, as a user would type it at the top of the project."""
+        inventory = () if "--inventory" in args else ("--inventory", str(self.repo.inventory_file))
+        return [sys.executable, "-m", "invoke", *args, *inventory]
+
+    def invoke(self, *args: str, environ: dict[str, str] | None = None, timeout: float = 300.0) -> Invoked:
+        """Run a task to its end."""
+        done = subprocess.run(
+            self.command(*args),
+            cwd=TOP,
+            env={**self.environ, **(environ or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        return Invoked(done.returncode, done.stdout, done.stderr)
+
+    def start(self, *args: str, environ: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        """Start a task and leave it running, to kill it or to cut its network."""
+        return subprocess.Popen(
+            self.command(*args),
+            cwd=TOP,
+            env={**self.environ, **(environ or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def running(self, host: LabHost | None = None) -> str:
+        """The toplevel that a host runs, seen from outside."""
+        return self._link(host or self.host, "/run/current-system")
+
+    def profile(self, host: LabHost | None = None) -> str:
+        """What the host's system profile points to."""
+        return self._link(host or self.host, "/nix/var/nix/profiles/system")
+
+    def boot_default(self, host: LabHost | None = None) -> str:
+        """What the host's boot loader starts next."""
+        script = (
+            "e=$(sed -n 's/^default //p' /boot/loader/loader.conf); "
+            "sed -n 's|^options.*init=\\(/nix/store/[^/]*\\)/init.*|\\1|p' /boot/loader/entries/$e"
+        )
+        return (host or self.host).exec("sh", "-c", script).stdout.decode().strip()
+
+    def snapshot(self) -> dict[str, str]:
+        """All that a deploy changes, in the host, Forgejo, OpenBao and the checkout: equal when nothing was changed."""
+        host = self.host
+        host_files = host.exec("sh", "-c", _HOST_FILES).stdout.decode()
+        return {
+            "running": self.running(),
+            "profile": self.profile(),
+            "boot default": self.boot_default(),
+            "host files": host_files,
+            "forgejo": repr(sorted((r.scope, r.name, r.uuid) for r in self.forge.runners)),
+            "kv": repr(self._kv()),
+            "roles": repr(self._listed("auth/approle/role")),
+            "policies": repr(self._listed("sys/policies/acl")),
+            "checkout": self.repo.git("status", "--porcelain") + self.repo.git("diff"),
+        }
+
+    def _kv(self) -> dict[str, Any]:
+        """The current content of every entry of the host; an entry that was made and taken back is not there."""
+        entries = {}
+        for key in self._listed(f"secret/metadata/hosts/{self.host.name}"):
+            try:
+                entries[key] = self.bao.api("GET", f"secret/data/hosts/{self.host.name}/{key}")["data"]["data"]
+            except HostFault:  # 404: its current version was taken back
+                continue
+        return entries
+
+    def _listed(self, path: str) -> list[str]:
+        try:
+            return sorted(self.bao.api("LIST", path)["data"]["keys"])
+        except HostFault:  # 404: there is nothing below
+            return []
+
+    @staticmethod
+    def _link(host: LabHost, path: str) -> str:
+        return host.exec("readlink", "-f", path).stdout.decode().strip()
+
+
+class Invoked:
+    """A task that has ended: its exit code, what it said and its JSON document where it gave one."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code = code
+        self.out = out
+        self.err = err
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The JSON document on stdout."""
+        value: dict[str, Any] = json.loads(self.out)
+        return value
+
+    def __repr__(self) -> str:
+        return f"exit {self.code}\n-- stdout\n{self.out}\n-- stderr\n{self.err}"

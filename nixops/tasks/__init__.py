@@ -1,0 +1,1 @@
+"""The Invoke task collection. Nothing heavy is loaded before a task runs."""

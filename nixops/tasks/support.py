@@ -1,0 +1,54 @@
+"""What every task shares: errors become one line and an exit code, never a traceback."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from nixops.errors import ExitCode, NixopsError, printable
+
+Body = TypeVar("Body", bound=Callable[..., Any])
+
+
+def guarded(body: Body) -> Body:
+    """Wrap a task's body: a :class:`NixopsError` is printed on stderr in one line and ends with its exit code.
+
+    What is no :class:`NixopsError` is a defect of ours: it is named in one line too (``NIXOPS_TRACEBACK=1`` shows
+    where), so that nobody's terminal or CI log gets a traceback with the values in it.
+    """
+
+    @functools.wraps(body)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            # A terminal that cannot show a character gets its escape instead of an exception.
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            return body(*args, **kwargs)
+        except NixopsError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(int(error.exit_code)) from None
+        except KeyboardInterrupt:
+            print("error: interrupted", file=sys.stderr)
+            raise SystemExit(int(ExitCode.INTERRUPTED)) from None
+        except BrokenPipeError:
+            # The reader of stdout went away (``| head``): not worth a word, and none could be said.
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - lives until the process ends
+            raise SystemExit(int(ExitCode.FAILED)) from None
+        except Exception as error:  # noqa: BLE001 - the outermost net; the defect is named, not hidden
+            if os.environ.get("NIXOPS_TRACEBACK"):
+                traceback.print_exc()
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            print(
+                f"error: a defect in nixops: {type(error).__name__} in {where.name} (line {where.lineno}): "
+                f"{printable(str(error))[:500]} (set NIXOPS_TRACEBACK=1 to see where, and report it)",
+                file=sys.stderr,
+            )
+            raise SystemExit(int(ExitCode.FAILED)) from None
+
+    return wrapped  # type: ignore[return-value]  # the wrapper has the body's signature
