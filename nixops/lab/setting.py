@@ -167,9 +167,13 @@ class Setting:
         return Invoked(done.returncode, done.stdout, done.stderr)
 
     def start(self, *args: str, environ: dict[str, str] | None = None) -> subprocess.Popen[str]:
-        """Start a task and leave it running, to kill it or to cut its network."""
+        """Start a task and leave it running, to kill it or to cut its network.
+
+        It takes Ctrl-C as at a terminal, also where this process was started with SIGINT ignored (a shell's ``&``).
+        """
+        takes_interrupts = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
         return subprocess.Popen(
-            self.command(*args),
+            [sys.executable, "-c", takes_interrupts + "os.execv(sys.argv[1], sys.argv[1:])", *self.command(*args)],
             cwd=TOP,
             env={**self.environ, **(environ or {})},
             stdin=subprocess.DEVNULL,

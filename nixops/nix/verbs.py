@@ -59,7 +59,8 @@ class Nix:
         :raises BuildFailed: the evaluation failed; ``detail`` is the end of Nix's error.
         """
         extra = ("--apply", apply) if apply is not None else ()
-        result, log = self._logged("eval", "--json", *extra, "--", installable, timeout=timeout)
+        # Without the option, a flake whose lock file lacks an input gets one written: into the user's checkout.
+        result, log = self._logged("eval", "--json", "--no-write-lock-file", *extra, "--", installable, timeout=timeout)
         if not result.ok:
             raise explain(log, f"evaluating {installable}", self._runner.host)
         return _json(result)
@@ -84,7 +85,9 @@ class Nix:
         # Without --builders the machine's own builders would be tried for what belongs on the store's machine.
         where = ("--eval-store", "auto", "--builders", "", *self._at("--store", store)) if store else ()
         result, log = self._logged(
-            "build", "--json", "--no-link", *where, "--", installable, timeout=timeout, on_line=on_line
+            *("build", "--json", "--no-link", "--no-write-lock-file", *where, "--", installable),
+            timeout=timeout,
+            on_line=on_line,
         )
         if not result.ok:
             raise explain(log, f"building {installable}", store.host if store else self._runner.host)

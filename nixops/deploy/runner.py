@@ -1,0 +1,229 @@
+"""The two commands about one runner, from options to an exit code: ``deploy-runner`` and ``verify-runner``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from nixops.deploy import journal as journals
+from nixops.deploy.execute import Executed, checks_of, execute, recover_first
+from nixops.deploy.plan import Plan, Subject, make_plan
+from nixops.deploy.result import BY_EXIT_CODE, Document, HostResult, Outcome
+from nixops.deploy.session import Session
+from nixops.deploy.show import show_checks, show_plan
+from nixops.errors import ChecksFailed, Declined, NixopsError, UsageError
+from nixops.inventory.load import load, locate
+from nixops.render.state import commit_files
+from nixops.secret import Redactor
+from nixops.ui.report import Reporter
+from nixops.verify.model import CheckResult
+
+SCHEMA: Final = "nixops/deploy/1"
+VERIFY_SCHEMA: Final = "nixops/verify/1"
+
+
+@dataclass(frozen=True)
+class DeployOptions:
+    """The command line of ``deploy-runner`` and ``verify-runner``."""
+
+    host: str | None = None
+    runner: str | None = None
+    plan_only: bool = False
+    yes: bool = False
+    inventory: str = "inventory/hosts.yml"
+    format: str = "text"
+    adopt: bool = False
+    commit: bool = False
+    templates: str | None = None
+
+    @property
+    def json(self) -> bool:
+        return self.format == "json"
+
+
+@contextmanager
+def task_session(options: DeployOptions) -> Iterator[tuple[Session, Subject, Reporter]]:
+    """The session of a task. Errors leave it with their secrets replaced, and in JSON mode as a document too."""
+    if options.format not in ("text", "json"):
+        raise UsageError(f"--format {options.format} is not known", hint="text or json")
+    redactor = Redactor()
+    reporter = Reporter(redactor, quiet=options.json)
+    with _terminated_like_interrupted():
+        try:
+            loaded = load(locate(options.inventory, Path.cwd()))
+            host_name, runner_name = loaded.target(options.host, options.runner)
+            host = loaded.host(host_name)[1]
+            runner = loaded.runner(host_name, runner_name)[1]
+            with Session(loaded, redactor, os.environ) as session:
+                templates = Path(options.templates) if options.templates else None
+                if templates is not None and not templates.is_dir():
+                    raise UsageError(f"--templates {templates} is no directory")
+                yield session, Subject(host_name, host, runner_name, runner, templates), reporter
+        except NixopsError as error:
+            error.message = redactor.clean(error.message)
+            error.hint = redactor.clean(error.hint) if error.hint else None
+            error.detail = redactor.clean(error.detail) if error.detail else None
+            raise
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """TERM and HUP end a task as Ctrl-C does: after taking back what was begun."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def deploy_runner(options: DeployOptions) -> None:
+    """Plan, show, ask, deploy, report.
+
+    :raises NixopsError: of the class whose exit code says how it ended.
+    """
+    with task_session(options) as (session, subject, reporter):
+        plan: Plan | None = None
+        problem: NixopsError | None = None
+        try:
+            transport = session.connect(subject.host_name, subject.host)
+            if not options.plan_only:
+                recover_first(session, subject, transport, reporter)
+            with reporter.step("planning"):
+                plan = make_plan(session, subject, transport, adopt=options.adopt, on_note=reporter.warn)
+            if not options.json:
+                show_plan(plan, reporter)
+            if options.plan_only:
+                result = _planned(plan, options, reporter)
+            elif not plan.changes:
+                result, problem = _unchanged(session, plan, options, reporter)
+            else:
+                _ask(options)
+                executed = execute(
+                    session,
+                    plan,
+                    transport,
+                    reporter,
+                    connect=lambda: session.connect(subject.host_name, subject.host),
+                    adopt=options.adopt,
+                )
+                result, problem = _committed(session, plan, executed, options, reporter)
+        except NixopsError as error:
+            problem = error
+            outcome = BY_EXIT_CODE.get(error.exit_code, Outcome.FAILED)
+            running = plan.facts.running if plan else None
+            result = HostResult(subject.host_name, outcome, running, None, reporter.steps, error=str(error))
+        if options.json:
+            reporter.result(Document(SCHEMA, result.outcome, [result]).dumps())
+        if problem is not None:
+            raise problem
+
+
+def _ask(options: DeployOptions) -> None:
+    if options.yes:
+        return
+    if options.json or not sys.stdin.isatty():
+        raise UsageError("nobody can be asked: stdin is not a terminal, or the output is JSON", hint="say --yes")
+    print("Deploy? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise Declined("not deployed: the answer was no; nothing was changed")
+
+
+def _planned(plan: Plan, options: DeployOptions, reporter: Reporter) -> HostResult:
+    if not options.json:
+        reporter.result("Nothing was changed: this was only the plan." if plan.changes else "There is nothing to do.")
+    running, host = plan.facts.running, plan.subject.host_name
+    return HostResult(host, Outcome.PLANNED, running, plan.toplevel, reporter.steps, plan=plan.document())
+
+
+def _unchanged(
+    session: Session, plan: Plan, options: DeployOptions, reporter: Reporter
+) -> tuple[HostResult, NixopsError | None]:
+    subject = plan.subject
+    with reporter.step("checking"):
+        checks = checks_of(session, subject, plan.forge_version)(session.connect(subject.host_name, subject.host))
+    problem = _failed(checks, subject) or _commit(session, plan, options, reporter)
+    if not options.json:
+        show_checks(checks, reporter)
+        reporter.result(f"There is nothing to do: {subject.host_name} is as the inventory says.")
+    running, error = plan.facts.running, str(problem) if problem else None
+    host = subject.host_name
+    return HostResult(host, Outcome.UNCHANGED, running, running, reporter.steps, checks, error), problem
+
+
+def _committed(
+    session: Session, plan: Plan, executed: Executed, options: DeployOptions, reporter: Reporter
+) -> tuple[HostResult, NixopsError | None]:
+    subject = plan.subject
+    problem = _commit(session, plan, options, reporter)
+    journals.prune(journals.state_directory(session.environ))
+    if not options.json:
+        show_checks(executed.checks, reporter)
+        reporter.result(f"{subject.name} runs on {subject.host_name}: {executed.to}", "bold green")
+    result = HostResult(
+        subject.host_name,
+        executed.outcome,
+        executed.from_,
+        executed.to,
+        reporter.steps,
+        executed.checks,
+        str(problem) if problem else None,
+    )
+    return result, problem
+
+
+def _commit(session: Session, plan: Plan, options: DeployOptions, reporter: Reporter) -> NixopsError | None:
+    """With ``--commit``, commit the rendered files; the error where git refuses. What is on the host stands."""
+    if not options.commit:
+        return None
+    subject = plan.subject
+    try:
+        with reporter.step("committing the rendered files"):
+            paths = [f.path for f in plan.files]
+            commit_files(plan.checkout, paths, f"nixops: {subject.name} on {subject.host_name}", session.local)
+    except NixopsError as error:
+        return NixopsError(
+            f"{subject.name} runs on {subject.host_name}, and that stands; but the rendered files could not be "
+            f"committed: {error.message}",
+            hint="commit them by hand, or run it again with --commit",
+            detail=error.detail,
+        )
+    return None
+
+
+def _failed(checks: tuple[CheckResult, ...], subject: Subject) -> ChecksFailed | None:
+    failed = [c.name for c in checks if not c.ok]
+    if not failed:
+        return None
+    return ChecksFailed(f"{subject.name} on {subject.host_name}: {len(failed)} check(s) failed: {', '.join(failed)}")
+
+
+def verify_alone(options: DeployOptions) -> None:
+    """The checks alone.
+
+    :raises ChecksFailed: at least one failed and is no accepted risk.
+    """
+    with task_session(options) as (session, subject, reporter):
+        transport = session.connect(subject.host_name, subject.host)
+        with reporter.step("checking"):
+            checks = checks_of(session, subject)(transport)
+        if options.json:
+            ok = all(c.ok for c in checks)
+            outcome = Outcome.UNCHANGED if ok else Outcome.FAILED
+            result = HostResult(subject.host_name, outcome, steps=reporter.steps, checks=checks)
+            reporter.result(Document(VERIFY_SCHEMA, outcome, [result]).dumps())
+        else:
+            show_checks(checks, reporter)
+        if problem := _failed(checks, subject):
+            raise problem

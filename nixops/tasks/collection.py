@@ -1,0 +1,16 @@
+"""All tasks, as `invoke --list` shows them."""
+
+from __future__ import annotations
+
+from invoke.collection import Collection
+
+from nixops.tasks import completion, inventory, lab, runner, trust
+
+ns = Collection()
+ns.add_task(runner.deploy_runner)
+ns.add_task(runner.verify_runner)
+ns.add_task(runner.render)
+ns.add_task(inventory.inventory)
+ns.add_task(trust.trust)
+ns.add_task(completion.completion)
+ns.add_collection(lab.ns, name="lab")

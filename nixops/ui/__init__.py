@@ -1,0 +1,1 @@
+"""What people and machines see: progress on stderr, results on stdout."""

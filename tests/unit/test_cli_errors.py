@@ -1,0 +1,99 @@
+"""Bad input on the command line and in the inventory: one line with file and position, exit 2, and nothing changed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).parents[2]
+GOOD = (TOP / "inventory/hosts.yml").read_text()
+
+
+def run(*args: str, cwd: Path = TOP, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "invoke", *args],
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=env,
+    )
+    assert "Traceback" not in done.stderr and "a defect in nixops" not in done.stderr, done.stderr
+    return done
+
+
+def with_change(directory: Path, old: str, new: str) -> Path:
+    assert old in GOOD
+    file = directory / "hosts.yml"
+    file.write_text(GOOD.replace(old, new, 1))
+    return file
+
+
+@pytest.mark.parametrize("task", ["deploy-runner", "verify-runner", "render"])
+def test_an_unknown_host_is_refused_with_the_nearest_name(task: str) -> None:
+    done = run(task, "--host", "nix-cache01", "--runner", "actions2")
+    assert done.returncode == 2 and "nix-cache02" in done.stderr
+
+
+def test_an_unknown_runner_is_refused_with_the_nearest_name() -> None:
+    done = run("deploy-runner", "--host", "nix-cache02", "--runner", "action2")
+    assert done.returncode == 2 and "actions2" in done.stderr
+
+
+def test_a_runner_written_by_hand_is_not_deployed() -> None:
+    done = run("deploy-runner", "--host", "nix-cache02", "--runner", "actions1")
+    assert done.returncode == 2 and "managed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("hosts:\n", "hosts: [\n", "hosts.yml:"),
+        ("capacity: 4", 'capacity: "four"', "capacity"),
+        ("capacity: 4", "capacty: 4", "capacity"),
+        ("native:host", "native", "native:host"),
+        ("address: nix-cache02.home.2rjus.net", "address: -oProxyCommand=touch /x", "address"),
+    ],
+)
+def test_a_bad_inventory_is_refused_with_its_position(tmp_path: Path, old: str, new: str, said: str) -> None:
+    file = with_change(tmp_path, old, new)
+    done = run("deploy-runner", "--inventory", str(file))
+    assert done.returncode == 2 and f"{file}:" in done.stderr and said in done.stderr
+
+
+def test_two_runners_on_one_token_path_are_refused(tmp_path: Path) -> None:
+    second = (
+        "      actions3:\n        name: other\n        labels: ['native:host']\n        scope: {user: torjus}\n"
+        "        trusted: [torjus/nixos]\n"
+        "        token: {path: hosts/nix-cache02/forgejo-runner-token-native}\n      actions2:\n"
+    )
+    file = with_change(tmp_path, "      actions2:\n", second)
+    done = run("deploy-runner", "--host", "nix-cache02", "--runner", "actions2", "--inventory", str(file))
+    assert done.returncode == 2 and "token path" in done.stderr
+
+
+def test_an_absent_inventory_is_named() -> None:
+    done = run("deploy-runner", "--inventory", "no/such.yml")
+    assert done.returncode == 2 and "no/such.yml" in done.stderr
+
+
+def test_an_unknown_format_is_refused() -> None:
+    done = run("deploy-runner", "--format", "xml")
+    assert done.returncode == 2 and "text or json" in done.stderr
+
+
+def test_a_bare_call_without_a_default_lists_the_choices(tmp_path: Path) -> None:
+    file = with_change(tmp_path, "default: {host: nix-cache02, runner: actions2}", "")
+    done = run("deploy-runner", "--inventory", str(file))
+    assert done.returncode == 2 and "--host nix-cache02 --runner actions2" in done.stderr
+
+
+def test_a_missing_checkout_is_named_before_anything_is_asked(tmp_path: Path) -> None:
+    file = with_change(tmp_path, "address: nix-cache02.home.2rjus.net", "address: 127.0.0.1\n    port: 9")
+    done = run("deploy-runner", "--plan", "--inventory", str(file))
+    assert done.returncode == 2 and "flake" in done.stderr
