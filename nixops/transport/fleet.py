@@ -51,34 +51,39 @@ def fan_out(items: Sequence[T], work: Callable[[T], R], *, limit: int = 16) -> l
         waiting.put(index)
     outcomes: dict[int, Outcome[T, R]] = {}
 
-    def worker() -> None:
-        with cancellable(switch):
-            while not switch.cancelled:
-                try:
-                    index = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                try:
-                    outcomes[index] = Outcome(items[index], value=work(items[index]))
-                except Exception as error:  # noqa: BLE001 - one item's failure is its outcome
-                    outcomes[index] = Outcome(items[index], error=error)
+    def worker(ended: threading.Event) -> None:
+        try:
+            with cancellable(switch):
+                while not switch.cancelled:
+                    try:
+                        index = waiting.get_nowait()
+                    except queue.Empty:
+                        return
+                    try:
+                        outcomes[index] = Outcome(items[index], value=work(items[index]))
+                    except Exception as error:  # noqa: BLE001 - one item's failure is its outcome
+                        outcomes[index] = Outcome(items[index], error=error)
+        finally:
+            ended.set()
 
+    # Not waited for with Thread.join: an interrupt in it makes Python before 3.13 take the thread for dead
+    # (python/cpython#90882), and what it runs would not be waited for.
+    ends = [threading.Event() for _ in range(min(limit, len(items)))]
     # Each worker gets a copy of the caller's context, so that what the caller runs under holds there too.
     threads = [
-        threading.Thread(target=copy_context().run, args=(worker,), name=f"nixops-fleet-{n}", daemon=True)
-        for n in range(min(limit, len(items)))
+        threading.Thread(target=copy_context().run, args=(worker, end), name=f"nixops-fleet-{n}", daemon=True)
+        for n, end in enumerate(ends)
     ]
     try:
         for thread in threads:
             thread.start()
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(TICK)
+        for end in ends:
+            while not end.wait(TICK):
                 raise_if_cancelled()
     except (KeyboardInterrupt, Interrupted):
         switch.cancel()
-        for thread in threads:
+        for thread, end in zip(threads, ends, strict=True):
             if thread.ident is not None:
-                thread.join()
+                end.wait()
         raise
     return [outcomes[index] for index in range(len(items))]

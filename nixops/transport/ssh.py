@@ -183,7 +183,7 @@ class SshRunner:
             finally:
                 if start:
                     start.abandon()
-                channel.close()
+                exchange.close()
         finally:
             if not reserved:
                 self._slots.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import select
 import threading
 import time
@@ -26,6 +27,7 @@ from nixops.transport.exec import (
     timed_out,
 )
 from nixops.transport.sshconnect import SIGNALLED
+from nixops.transport.sshgate import Gate
 
 # What fits into one message to OpenSSH (32 KiB packets, less paramiko's margin).
 _MESSAGE = 32 * 1024 - 64
@@ -50,6 +52,7 @@ class Exchange:
         self._command = command
         self._host = host
         self._filter = filter_stderr
+        self._gate = Gate(channel)
         self._transport: Any = channel.get_transport()
         self._err: list[bytes] = []
         self._error: Exception | None = None
@@ -101,7 +104,12 @@ class Exchange:
         message.add_string("signal")
         message.add_boolean(False)
         message.add_string(name)
-        self._transport._send_user_message(message)  # paramiko has no public way to send this request
+        # paramiko has no public way to send this request.
+        self._gate.send(lambda: self._transport._send_user_message(message))
+
+    def close(self) -> None:
+        """Close the channel, behind what is on its way."""
+        self._gate.shut(self._channel.close)
 
     def stop(self, send: Callable[[str], None]) -> None:
         """TERM, and KILL after a grace; ``send`` delivers a signal by its name. Output is read and dropped, so
@@ -139,12 +147,33 @@ class Exchange:
         try:
             for piece in stdin:
                 for part in chunks(piece, _MESSAGE):
-                    self._channel.sendall(part)
-            self._channel.shutdown_write()
+                    if not self._send(part):
+                        return
+            self._gate.send(self._channel.shutdown_write)
         except (OSError, EOFError, paramiko.SSHException):
             pass  # it ended without reading everything (its status tells), or the connection did (the reader tells)
         except Exception as error:  # noqa: BLE001 - the source of stdin failed; raised by the thread that waits
             self._error = error
+
+    def _send(self, part: bytes) -> bool:
+        """Send one part as the host takes it; false when the channel is closed."""
+        view = memoryview(part)
+        while view:
+            if not self._channel.send_ready():
+                if self._channel.closed or not self._gate.open:
+                    return False
+                time.sleep(0.002)  # the window is full: the command does not read as fast
+                continue
+            sent: list[int] = []
+            if not self._gate.send(functools.partial(self._send_some, view, sent)):
+                return False
+            if not sent[0]:
+                return False  # paramiko's word for closed
+            view = view[sent[0] :]
+        return True
+
+    def _send_some(self, view: memoryview, sent: list[int]) -> None:
+        sent.append(self._channel.send(bytes(view)))
 
     def _failure(self) -> Exception:
         assert self._error is not None  # asked for only after it was seen

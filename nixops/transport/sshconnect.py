@@ -17,12 +17,13 @@ import fabric.config
 import fabric.connection
 import paramiko
 from paramiko.channel import Channel
-from paramiko.common import MSG_CHANNEL_REQUEST
+from paramiko.common import MSG_CHANNEL_CLOSE, MSG_CHANNEL_REQUEST
 from paramiko.message import Message
 
 from nixops.errors import HostKeyChanged, HostKeyUnknown, LoginRefused, Unreachable
 from nixops.transport.exec import Deadline, raise_if_cancelled
 from nixops.transport.hostkey import ALGORITHMS, HostKey
+from nixops.transport.sshgate import on_channel_close
 from nixops.transport.sshlogin import Login
 from nixops.transport.target import SshTarget
 
@@ -266,7 +267,11 @@ def _factory(target: SshTarget, pinned: tuple[HostKey, ...]) -> Callable[..., pa
         transport = paramiko.Transport(sock, disabled_algorithms=disabled_algorithms)
         transport.handshake_timeout = target.login_timeout
         table: Any = transport  # the table is private to paramiko, and the only place to hook in
-        table._channel_handler_table = {**table._channel_handler_table, MSG_CHANNEL_REQUEST: _on_channel_request}
+        table._channel_handler_table = {
+            **table._channel_handler_table,
+            MSG_CHANNEL_REQUEST: _on_channel_request,
+            MSG_CHANNEL_CLOSE: on_channel_close,
+        }
         if pinned:
             # A host with several keys offers the one that the client asks for first: ask for the pinned only.
             wanted = [algorithm for key in pinned for algorithm in ALGORITHMS[key.type]]

@@ -219,6 +219,17 @@ def test_many_commands_at_once_stay_within_what_sshd_allows(plain: LabHost) -> N
     assert [outcome.unwrap() for outcome in outcomes] == [f"{n}\n" for n in range(40)]
 
 
+def test_commands_that_end_without_reading_their_stdin_do_not_end_the_connection(plain: LabHost) -> None:
+    """Proves that nothing follows a channel's CLOSE, which OpenSSH answers by ending the whole connection."""
+    stdin = b"x" * 100_000
+    with runner_of(plain) as runner:
+        # $PPID of the shell is the session's own process: the same for all means one connection carried them all.
+        commands = [Command.of("sh", "-c", "echo $PPID; exit 3", stdin=stdin, timeout=60.0) for _ in range(400)]
+        outcomes = fan_out(commands, runner.run, limit=16)
+    assert [o.error for o in outcomes if not o.ok] == []
+    assert {o.unwrap().code for o in outcomes} == {3} and len({o.unwrap().out for o in outcomes}) == 1
+
+
 def test_a_dead_network_is_noticed_in_the_middle_of_a_command(lab_factory: Callable[..., Lab]) -> None:
     """Proves: with the cable pulled, a silent command ends with ConnectionLost after three missed signs of life, a new
     connection says that there is no answer, and after plugging it in again the same runner works.
