@@ -7,6 +7,7 @@ The text of an error may quote a server or a host, so it is cleaned of secrets b
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -123,6 +124,19 @@ class HostFault(NixopsError):
 
 class Declined(NixopsError):
     """The operator answered no."""
+
+
+class Defect(NixopsError):
+    """An exception that is no :class:`NixopsError`: a fault of ours, told in one line like any other."""
+
+    @classmethod
+    def of(cls, error: Exception) -> Defect:
+        """Name the exception and where it came from; its traceback could hold the values of variables."""
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return cls(
+            f"a defect in nixops: {type(error).__name__} in {where.name} (line {where.lineno}): {str(error)[:500]}",
+            hint="set NIXOPS_TRACEBACK=1 to see where, and report it",
+        )
 
 
 # -- 2: bad usage or inventory; nothing was changed -----------------------------------------------------------

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by ./demo and ./check (bash): the machine's packages and the virtual environment, each only when missing.
 # Says what it installs and changes before it does. Mirrors and registries are the machine's own configuration.
 
@@ -45,7 +46,8 @@ have_venv() {
     local python stamp
     python=$(find_python) || { need_apt; have_packages python3 python3-venv; python=$(find_python); } ||
         stop 'Python 3.11 or newer with venv is needed'
-    stamp="$("$python" -V) $(sha256sum <"$top/pyproject.toml")"
+    # The environment names its own place, so a checkout that was moved needs a new one.
+    stamp="$top $("$python" -V) $(sha256sum <"$top/pyproject.toml")"
     # The stamp is written last: an interrupted set-up has none and is done again.
     [ -e "$venv/.stamp" ] && [ "$(cat "$venv/.stamp")" = "$stamp" ] && return
     say "Making the virtual environment .venv and installing the packages that pyproject.toml pins"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -116,14 +117,18 @@ def recover_first(session: Session, subject: Subject, transport: Runner, reporte
                 f"the deploy of {entry.runner} begun at {entry.since} was killed before it was confirmed; "
                 f"{host}, and what it changed elsewhere is taken back now"
             )
-            problems = _take_back(session, transport, entry.effects, reporter)
+            problems = _take_back(
+                session, transport, entry.effects, functools.partial(journals.settle, entry), reporter
+            )
             if not problems:
                 journals.close(entry, "taken-back")
 
 
-def _take_back(session: Session, transport: Runner, effects: Any, reporter: Reporter) -> tuple[str, ...]:
+def _take_back(
+    session: Session, transport: Runner, effects: Any, settled: Callable[[int], None], reporter: Reporter
+) -> tuple[str, ...]:
     problems: list[str] = []
-    for done in undo(effects, clients(session, lambda: transport)):
+    for done in undo(effects, clients(session, lambda: transport), settled):
         if done.problem:
             problems.append(done.what)
             reporter.warn(f"could not take back {done.what}: {done.problem}")
@@ -166,7 +171,7 @@ def execute(
                 reporter.warn("nothing is taken back here until the host can be asked: the next run does both")
                 raise
             except BaseException:
-                problems = _take_back(session, connect(), journal.effects, reporter)
+                problems = _take_back(session, connect(), journal.effects, journal.settled, reporter)
                 if not problems:
                     journal.outcome("taken-back")
                 raise

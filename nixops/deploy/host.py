@@ -25,7 +25,8 @@ echo "generation=$(readlink /nix/var/nix/profiles/system)"
 echo "boot_id=$(cat /proc/sys/kernel/random/boot_id)"
 echo "tools=$tools"
 echo "revision=$(/run/current-system/sw/bin/nixos-version --configuration-revision 2>/dev/null)"
-for tool in sh cat mv rm mkdir ln readlink sed grep head date sync sleep flock timeout systemctl systemd-run nix-env; do
+for tool in sh cat mv rm mkdir ln readlink sed grep head tr date sync sleep flock timeout \\
+    systemctl systemd-run nix-env; do
     [ -x "$tools/$tool" ] || echo "missing=$tool"
 done
 for d in /var/lib/nixops/deploys/*/; do

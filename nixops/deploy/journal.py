@@ -7,6 +7,7 @@ without an outcome whose process is gone is a deploy that was killed; the next c
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -38,7 +39,10 @@ def _started(pid: int) -> str | None:
 
 @dataclass(frozen=True)
 class Entry:
-    """What a journal of an earlier deploy says."""
+    """What a journal of an earlier deploy says.
+
+    :ivar effects: those that have not been taken back yet, each with its ``number``.
+    """
 
     id: str
     host: str
@@ -88,6 +92,10 @@ class Journal:
         self._append({"event": "effect", "kind": kind, **undo})
         self._effects.append({"kind": kind, **undo})
 
+    def settled(self, number: int) -> None:
+        """Record that the effect with this number, counted from 0, was taken back and needs no further try."""
+        self._append({"event": "settled", "effect": number})
+
     def step(self, name: str, seconds: float) -> None:
         """Record a finished step and how long it took, in seconds."""
         self._append({"event": "step", "name": name, "seconds": round(seconds, 3)})
@@ -121,6 +129,8 @@ def read(file: Path) -> Entry | None:
     if not records or records[0].get("event") != "begin":
         return None
     begin = records[0]
+    effects = ({**r, "number": n} for n, r in enumerate(r for r in records if r.get("event") == "effect"))
+    settled = {r.get("effect") for r in records if r.get("event") == "settled"}
     return Entry(
         id=file.stem,
         host=str(begin.get("host")),
@@ -128,7 +138,7 @@ def read(file: Path) -> Entry | None:
         since=str(begin.get("time")),
         pid=int(begin.get("pid") or 0),
         started=begin.get("started"),
-        effects=tuple(r for r in records if r.get("event") == "effect"),
+        effects=tuple(e for e in effects if e["number"] not in settled),
         outcome=next((str(r["outcome"]) for r in records if r.get("event") == "outcome"), None),
         file=file,
     )
@@ -149,9 +159,18 @@ def unfinished(directory: Path, host: str) -> tuple[Entry, ...]:
 
 def close(entry: Entry, outcome: str) -> None:
     """Write the outcome of a killed deploy into its journal, once its effects are undone or found to stand."""
+    _add(entry, {"event": "outcome", "outcome": outcome, "by": os.getpid()})
+
+
+def settle(entry: Entry, number: int) -> None:
+    """Write into a killed deploy's journal that this effect of it needs no further try."""
+    _add(entry, {"event": "settled", "effect": number})
+
+
+def _add(entry: Entry, record: Json) -> None:
     with entry.file.open("a") as stream:
         # A kill may have cut the last line off: begin on a new one.
-        stream.write("\n" + json.dumps({"event": "outcome", "outcome": outcome, "by": os.getpid()}) + "\n")
+        stream.write("\n" + json.dumps(record) + "\n")
         stream.flush()
         os.fsync(stream.fileno())
 
@@ -160,4 +179,6 @@ def prune(directory: Path) -> None:
     """Keep the newest :data:`KEEP` finished journals."""
     finished = [e for e in entries(directory) if e.outcome is not None]
     for entry in finished[:-KEEP]:
-        entry.file.unlink(missing_ok=True)
+        # The deploy is done; tidying up is not worth failing it.
+        with contextlib.suppress(OSError):
+            entry.file.unlink(missing_ok=True)

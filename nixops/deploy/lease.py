@@ -78,7 +78,11 @@ systemctl stop nixops-lease.service
 
 _UPGRADE: Final = f"""
 PATH={HOST_PATH}; export PATH
-systemctl show -P ActiveState nixos-upgrade.service
+for unit in nixos-upgrade nixos-rebuild-switch-to-configuration; do
+    state=$(systemctl show -P ActiveState "$unit.service")
+    case $state in active | activating) echo "$unit.service is $state" ;; esac
+done
+exit 0
 """
 
 
@@ -133,10 +137,10 @@ class Lease:
         except BaseException:
             self._release()
             raise
-        if upgrade in ("active", "activating"):
+        if upgrade:
             self._release()
             raise Leased(
-                f"{self._runner.host} is upgrading itself (nixos-upgrade.service is {upgrade})",
+                f"{self._runner.host} is being switched already: {printable(upgrade.splitlines()[0])}",
                 hint="wait until it is done",
             )
         return self

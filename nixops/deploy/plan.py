@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nixops.deploy import journal
 from nixops.deploy.credentials import Credential, decide, wanted, wider_than_trusted
@@ -25,10 +25,13 @@ from nixops.render.managed import FilePlan, plan_files
 from nixops.render.runner import RenderedFile, render_runner
 from nixops.render.state import uncommitted
 from nixops.transport.command import Runner
+from nixops.transport.exec import Cancellation, cancellable
 from nixops.values import HostName, RepoName, RunnerName, StorePath
 from nixops.vault.approle import RolePlan
 from nixops.vault.deliver import HostAppRole, approle_delivered
 from nixops.verify.run import planned_checks
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -97,12 +100,7 @@ class Plan:
     @property
     def changes(self) -> bool:
         return bool(
-            self.minting
-            or self.retired
-            or self.role_changes
-            or self.deliver
-            or self.changed_files
-            or self.activates
+            self.minting or self.retired or self.role_changes or self.deliver or self.changed_files or self.activates
         )
 
     def document(self) -> dict[str, Any]:
@@ -183,13 +181,18 @@ def make_plan(
     """
     checkout = session.checkout
     with ThreadPoolExecutor(max_workers=3, thread_name_prefix="nixops-plan") as pool:
-        of_host = pool.submit(_ask_host, transport, subject)
-        of_forge = pool.submit(_ask_forge, session, subject)
-        of_bao = pool.submit(_ask_bao, session, subject)
-        # In this order, so that of several faults always the same one is told: the host, Forgejo, OpenBao.
-        facts, approle = of_host.result()
-        version, wider, listed = of_forge.result()
-        role = of_bao.result()
+        switch = Cancellation()
+        of_host = pool.submit(_under, switch, lambda: _ask_host(transport, subject))
+        of_forge = pool.submit(_under, switch, lambda: _ask_forge(session, subject))
+        of_bao = pool.submit(_under, switch, lambda: _ask_bao(session, subject))
+        try:
+            # In this order, so that of several faults always the same one is told: the host, Forgejo, OpenBao.
+            facts, approle = of_host.result()
+            version, wider, listed = of_forge.result()
+            role = of_bao.result()
+        except BaseException:
+            switch.cancel()  # the pool waits for its threads, and an interrupt reaches none of them by itself
+            raise
     if wider and not subject.runner.accept_wider_scope:
         raise UsageError(
             f"the scope {subject.runner.scope} admits more than the trusted repositories: {', '.join(wider)}",
@@ -254,6 +257,11 @@ def make_plan(
         known_runners=known,
         checkout=checkout,
     )
+
+
+def _under(switch: Cancellation, ask: Callable[[], T]) -> T:
+    with cancellable(switch):
+        return ask()
 
 
 def _ask_host(transport: Runner, subject: Subject) -> tuple[HostFacts, HostAppRole | None]:

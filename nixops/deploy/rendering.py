@@ -20,7 +20,7 @@ def render_alone(options: DeployOptions) -> None:
     :raises UsageError: a connection's uuid is not known yet: only a deploy can register it.
     :raises DriftError: a file of ours was edited by hand.
     """
-    with task_session(options) as (session, subject, reporter):
+    with task_session(options, SCHEMA) as (session, subject, reporter):
         credentials = kept(subject.runner, session.bao())
         unknown = [c.path for c in credentials if c.uuid == UNKNOWN_UUID]
         files = plan_files(
@@ -35,7 +35,9 @@ def render_alone(options: DeployOptions) -> None:
             apply_files(session.checkout, files, session.local)
         if options.json:
             listed = [{"path": str(f.path), "status": f.status.value, "diff": f.diff} for f in files]
-            reporter.result(json.dumps({"schema": SCHEMA, "written": not options.plan_only, "files": listed}, indent=2))
+            reporter.document(
+                json.dumps({"schema": SCHEMA, "written": not options.plan_only, "files": listed}, indent=2)
+            )
             return
         for file in changed:
             reporter.result(f"{file.status} {file.path}")

@@ -18,7 +18,7 @@ from nixops.deploy.plan import Plan, Subject, make_plan
 from nixops.deploy.result import BY_EXIT_CODE, Document, HostResult, Outcome
 from nixops.deploy.session import Session
 from nixops.deploy.show import show_checks, show_plan
-from nixops.errors import ChecksFailed, Declined, NixopsError, UsageError
+from nixops.errors import ChecksFailed, Declined, Defect, Interrupted, NixopsError, UsageError
 from nixops.inventory.load import load, locate
 from nixops.render.state import commit_files
 from nixops.secret import Redactor
@@ -49,8 +49,11 @@ class DeployOptions:
 
 
 @contextmanager
-def task_session(options: DeployOptions) -> Iterator[tuple[Session, Subject, Reporter]]:
-    """The session of a task. Errors leave it with their secrets replaced, and in JSON mode as a document too."""
+def task_session(options: DeployOptions, schema: str) -> Iterator[tuple[Session, Subject, Reporter]]:
+    """The session of a task. Errors leave it with their secrets replaced.
+
+    :param schema: of the document that says, in JSON mode, what kept the task from knowing its host.
+    """
     if options.format not in ("text", "json"):
         raise UsageError(f"--format {options.format} is not known", hint="text or json")
     redactor = Redactor()
@@ -66,11 +69,25 @@ def task_session(options: DeployOptions) -> Iterator[tuple[Session, Subject, Rep
                 if templates is not None and not templates.is_dir():
                     raise UsageError(f"--templates {templates} is no directory")
                 yield session, Subject(host_name, host, runner_name, runner, templates), reporter
-        except NixopsError as error:
-            error.message = redactor.clean(error.message)
-            error.hint = redactor.clean(error.hint) if error.hint else None
-            error.detail = redactor.clean(error.detail) if error.detail else None
-            raise
+        except (Exception, KeyboardInterrupt) as caught:
+            if os.environ.get("NIXOPS_TRACEBACK") and not isinstance(caught, NixopsError):
+                raise
+            error = _told(caught, redactor)
+            if options.json and not reporter.documented:
+                outcome = BY_EXIT_CODE.get(error.exit_code, Outcome.FAILED)
+                reporter.document(Document(schema, outcome, [], str(error)).dumps())
+            raise error from None
+
+
+def _told(caught: BaseException, redactor: Redactor) -> NixopsError:
+    """What leaves a task: an error of ours, with the secrets in its texts replaced."""
+    error = caught if isinstance(caught, NixopsError) else Interrupted("interrupted")
+    if isinstance(caught, Exception) and not isinstance(caught, NixopsError):
+        error = Defect.of(caught)
+    error.message = redactor.clean(error.message)
+    error.hint = redactor.clean(error.hint) if error.hint else None
+    error.detail = redactor.clean(error.detail) if error.detail else None
+    return error
 
 
 @contextmanager
@@ -93,7 +110,7 @@ def deploy_runner(options: DeployOptions) -> None:
 
     :raises NixopsError: of the class whose exit code says how it ended.
     """
-    with task_session(options) as (session, subject, reporter):
+    with task_session(options, SCHEMA) as (session, subject, reporter):
         plan: Plan | None = None
         problem: NixopsError | None = None
         try:
@@ -119,13 +136,14 @@ def deploy_runner(options: DeployOptions) -> None:
                     adopt=options.adopt,
                 )
                 result, problem = _committed(session, plan, executed, options, reporter)
-        except NixopsError as error:
+        except (NixopsError, KeyboardInterrupt) as caught:
+            error = caught if isinstance(caught, NixopsError) else Interrupted("interrupted")
             problem = error
             outcome = BY_EXIT_CODE.get(error.exit_code, Outcome.FAILED)
             running = plan.facts.running if plan else None
             result = HostResult(subject.host_name, outcome, running, None, reporter.steps, error=str(error))
         if options.json:
-            reporter.result(Document(SCHEMA, result.outcome, [result]).dumps())
+            reporter.document(Document(SCHEMA, result.outcome, [result]).dumps())
         if problem is not None:
             raise problem
 
@@ -214,7 +232,7 @@ def verify_alone(options: DeployOptions) -> None:
 
     :raises ChecksFailed: at least one failed and is no accepted risk.
     """
-    with task_session(options) as (session, subject, reporter):
+    with task_session(options, VERIFY_SCHEMA) as (session, subject, reporter):
         transport = session.connect(subject.host_name, subject.host)
         with reporter.step("checking"):
             checks = checks_of(session, subject)(transport)
@@ -222,7 +240,7 @@ def verify_alone(options: DeployOptions) -> None:
             ok = all(c.ok for c in checks)
             outcome = Outcome.UNCHANGED if ok else Outcome.FAILED
             result = HostResult(subject.host_name, outcome, steps=reporter.steps, checks=checks)
-            reporter.result(Document(VERIFY_SCHEMA, outcome, [result]).dumps())
+            reporter.document(Document(VERIFY_SCHEMA, outcome, [result]).dumps())
         else:
             show_checks(checks, reporter)
         if problem := _failed(checks, subject):

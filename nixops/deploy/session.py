@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +41,8 @@ class Session:
         # git, nix and ssh work for minutes, and need none of the operator's tokens.
         self.local = LocalRunner(without=secret_variables(loaded.inventory))
         self._open: list[SshRunner] = []
+        # Reentrant: a login may need a secret that is kept in OpenBao.
+        self._making = threading.RLock()
 
     def __enter__(self) -> Self:
         return self
@@ -101,7 +104,8 @@ class Session:
 
     def forge(self) -> Forgejo:
         """The Forgejo of the inventory; its version is asked once."""
-        return self._forge
+        with self._making:
+            return self._forge
 
     @functools.cached_property
     def _forge(self) -> Forgejo:
@@ -122,8 +126,9 @@ class Session:
         return settings_from(self.loaded.inventory.vault, self.environ, self.resolve, self.base)
 
     def bao(self) -> OpenBao:
-        """The OpenBao of the inventory."""
-        return self._bao
+        """The OpenBao of the inventory; one login, whoever of the threads needs it first."""
+        with self._making:
+            return self._bao
 
     @functools.cached_property
     def _bao(self) -> OpenBao:
@@ -132,7 +137,7 @@ class Session:
     def roles(self) -> HostRoles:
         """The hosts' AppRoles and policies."""
         vault = self.loaded.inventory.vault
-        return HostRoles(self._bao, mount=vault.host_approle_mount, prefix=vault.role_prefix)
+        return HostRoles(self.bao(), mount=vault.host_approle_mount, prefix=vault.role_prefix)
 
     def nix(self, ssh: OpenSshFiles | None = None) -> Nix:
         """Nix here; with ``ssh``, one that reaches stores over SSH with our keys and our trust."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nixops.deploy.host import HOST_PATH
-from nixops.errors import NixopsError
+from nixops.errors import CheckAndSetLost, NixopsError
 from nixops.forge.forgejo import Forgejo
 from nixops.inventory.model import Scope
 from nixops.render.managed import FilesUndo, undo_files
@@ -49,32 +49,49 @@ class Undone:
     problem: str = ""
 
 
-def undo(effects: Iterable[Json], clients: Clients) -> tuple[Undone, ...]:
-    """Take back effects, the newest first. A failure of one does not keep the others from being undone."""
+def undo(
+    effects: Iterable[Json], clients: Clients, settled: Callable[[int], None] = lambda _number: None
+) -> tuple[Undone, ...]:
+    """Take back effects, the newest first. A failure of one does not keep the others from being undone.
+
+    :param settled: is told the number of each effect that needs no further try, as soon as it is so. A second try
+        must leave those out: by then they may be what a later deploy made.
+    """
     listed = list(effects)
     done: list[Undone] = []
+    open_: set[int] = set()
     for index in range(len(listed) - 1, -1, -1):
         effect = listed[index]
         # An announcement whose result follows is undone by its result.
-        if _announces(effect, listed[index + 1 :]):
-            continue
+        result = _result(effect, listed, index)
+        problem = ""
         try:
-            what = _HANDLERS[effect["kind"]](effect, clients)
+            what = "" if result is not None else _HANDLERS[effect["kind"]](effect, clients)
             if what:
                 done.append(Undone(what))
+        except CheckAndSetLost as error:
+            done.append(Undone(f"left in place: {error}"))
         except NixopsError as error:
-            done.append(Undone(_name(effect), str(error)))
+            problem = str(error)
         except (KeyError, TypeError, ValueError) as error:
-            done.append(Undone(_name(effect), f"its journal entry is not usable: {error!r}"))
+            problem = f"its journal entry is not usable: {error!r}"
+        if problem:
+            done.append(Undone(_name(effect), problem))
+        if problem or result in open_:
+            open_.add(index)
+        else:
+            settled(int(effect.get("number", index)))
     return tuple(done)
 
 
-def _announces(effect: Json, later: Iterable[Json]) -> bool:
+def _result(effect: Json, listed: list[Json], index: int) -> int | None:
+    """Where the result of an announcement is, if it has one."""
     result = {"registering": "registered", "kv": "kv-written"}.get(effect.get("kind", ""))
-    if result is None:
-        return False
-    same = ("scope",) if result == "registered" else ("path",)
-    return any(e.get("kind") == result and all(e.get(k) == effect.get(k) for k in same) for e in later)
+    same = "scope" if result == "registered" else "path"
+    for later in range(index + 1, len(listed)):
+        if result and listed[later].get("kind") == result and listed[later].get(same) == effect.get(same):
+            return later
+    return None
 
 
 def _name(effect: Json) -> str:

@@ -108,9 +108,7 @@ class Vault(Model):
     address: HttpUrl | None = None
     host_address: HttpUrl | None = None
     mount: Identifier = "secret"
-    namespace: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*/?$")] | None = (
-        None
-    )
+    namespace: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*/?$")] | None = None
     ca_file: PlainText | None = None
     host_ca_file: AbsolutePath | None = None
     timeout: Seconds = 30.0
@@ -174,13 +172,9 @@ class KvOwner(StrEnum):
 
 Label = Annotated[
     str,
-    StringConstraints(
-        pattern=r"^[A-Za-z0-9_.-]+:(host|docker://[A-Za-z0-9._:/@-]+|lxc://[A-Za-z0-9._:/@-]+)$"
-    ),
+    StringConstraints(pattern=r"^[A-Za-z0-9_.-]+:(host|docker://[A-Za-z0-9._:/@-]+|lxc://[A-Za-z0-9._:/@-]+)$"),
 ]
-NixPackage = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_'-]*(\.[A-Za-z_][A-Za-z0-9_'-]*)*$")
-]
+NixPackage = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_'-]*(\.[A-Za-z_][A-Za-z0-9_'-]*)*$")]
 Duration = Annotated[str, StringConstraints(pattern=r"^([0-9]+(h|m|s))+$")]
 
 
@@ -231,8 +225,7 @@ class Limits(Model):
     MemoryMax: ByteSize | None = None
     MemoryHigh: ByteSize | None = None
     MemorySwapMax: (
-        Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]*[KMGT]?|[1-9][0-9]?%|100%|infinity)$")]
-        | None
+        Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]*[KMGT]?|[1-9][0-9]?%|100%|infinity)$")] | None
     ) = None
     CPUQuota: Percent | None = None
     CPUWeight: Weight | None = None
@@ -313,9 +306,7 @@ class ManagedRunner(Model):
                 "user or admin), or use module forgejo-runner with one connection per trusted repository"
             )
         if self.module is RunnerModule.FORGEJO and self.scope is not None:
-            raise ValueError(
-                "module forgejo-runner holds one connection per trusted repository: leave scope out"
-            )
+            raise ValueError("module forgejo-runner holds one connection per trusted repository: leave scope out")
         if len(set(self.trusted)) != len(self.trusted):
             raise ValueError("trusted names a repository twice")
         return self
@@ -416,9 +407,7 @@ class Deploy(Model):
 
 HostKey = Annotated[
     str,
-    StringConstraints(
-        pattern=r"^(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(256|384|521)) [A-Za-z0-9+/]+={0,2}( [ -~]*)?$"
-    ),
+    StringConstraints(pattern=r"^(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(256|384|521)) [A-Za-z0-9+/]+={0,2}( [ -~]*)?$"),
 ]
 
 

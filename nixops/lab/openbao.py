@@ -28,6 +28,7 @@ from nixops.secret import Secret
 
 _START_SECONDS = 30.0
 _ATTEMPTS = 5
+_AUDIT = 'audit "file" "raw" {{\n  options {{\n    file_path = "{file}"\n    log_raw = "true"\n  }}\n}}\n'
 
 
 def find_bao() -> Path:
@@ -56,12 +57,14 @@ class BaoServer:
     :param bind: the IPv4 address it listens on; for hosts to reach it, one of a network of theirs.
     :param port: 0 takes a free one.
     :param tls: serve HTTPS, with a certificate by an authority of its own in :attr:`ca_file`.
+    :param audit: a file for every request and answer **as they are**, credentials too: what a leak test looks for.
     """
 
-    def __init__(self, *, bind: str = "127.0.0.1", port: int = 0, tls: bool = False) -> None:
+    def __init__(self, *, bind: str = "127.0.0.1", port: int = 0, tls: bool = False, audit: Path | None = None) -> None:
         self._bind = bind
         self._wanted_port = port
         self._tls = tls
+        self._audit = audit
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._key = Secret("")
@@ -196,7 +199,7 @@ class BaoServer:
             f'storage "inmem" {{}}\n'
             f'listener "tcp" {{\n  address = "{self._bind}:{self.port}"\n  {tls}\n}}\n'
             f'api_addr = "{self.address}"\n'
-            "disable_mlock = true\nui = false\n"
+            "disable_mlock = true\nui = false\n" + (_AUDIT.format(file=self._audit) if self._audit else "")
         )
         with (directory / "log").open("wb") as log:
             self._process = subprocess.Popen(

@@ -46,6 +46,7 @@ class Setting:
 
     :param directory: for the checkout, the inventory and the operator's state; must be empty.
     :param version: Forgejo's major version.
+    :param audit: a file for all that OpenBao is asked and answers, credentials too.
     :param repo: further arguments of :func:`nixops.lab.userrepo.make_user_repo`.
     """
 
@@ -57,6 +58,7 @@ class Setting:
         name: str = "lab",
         version: int = 15,
         install: bool = True,
+        audit: Path | None = None,
         settings: dict[str, dict[str, Any]] | None = None,
         say: Callable[[str], None] = lambda _: None,
         **repo: Any,
@@ -66,6 +68,7 @@ class Setting:
         self._name = name
         self._version = version
         self._install = install
+        self._audit = audit
         self._settings = settings or {}
         self._say = say
         self._repo_options = repo
@@ -75,7 +78,7 @@ class Setting:
     def __enter__(self) -> Self:
         with self._stack:
             self.lab = self._stack.enter_context(Lab.up(self._specs, name=self._name, say=self._say))
-            self.bao = self._stack.enter_context(BaoServer(bind=self.lab.gateway))
+            self.bao = self._stack.enter_context(BaoServer(bind=self.lab.gateway, audit=self._audit))
             self.forge = self._stack.enter_context(ForgejoServer(self._version, bind=self.lab.gateway))
             self.forge_token = self._populate()
             self.environ = self._environment()

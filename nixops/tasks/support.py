@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from nixops.errors import ExitCode, NixopsError, printable
+from nixops.errors import Defect, ExitCode, NixopsError
 
 Body = TypeVar("Body", bound=Callable[..., Any])
 
@@ -43,12 +43,7 @@ def guarded(body: Body) -> Body:
         except Exception as error:  # noqa: BLE001 - the outermost net; the defect is named, not hidden
             if os.environ.get("NIXOPS_TRACEBACK"):
                 traceback.print_exc()
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            print(
-                f"error: a defect in nixops: {type(error).__name__} in {where.name} (line {where.lineno}): "
-                f"{printable(str(error))[:500]} (set NIXOPS_TRACEBACK=1 to see where, and report it)",
-                file=sys.stderr,
-            )
+            print(f"error: {Defect.of(error)}", file=sys.stderr)
             raise SystemExit(int(ExitCode.FAILED)) from None
 
     return wrapped  # type: ignore[return-value]  # the wrapper has the body's signature

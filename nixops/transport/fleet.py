@@ -80,6 +80,7 @@ def fan_out(items: Sequence[T], work: Callable[[T], R], *, limit: int = 16) -> l
         for end in ends:
             while not end.wait(TICK):
                 raise_if_cancelled()
+        raise_if_cancelled()
     except (KeyboardInterrupt, Interrupted):
         switch.cancel()
         for thread, end in zip(threads, ends, strict=True):

@@ -75,6 +75,7 @@ class Reporter:
     stdout: TextIO = field(default_factory=lambda: sys.stdout)
     stderr: TextIO = field(default_factory=lambda: sys.stderr)
     steps: list[Step] = field(default_factory=list)
+    documented: bool = False
 
     def __post_init__(self) -> None:
         self.stdout = cast("TextIO", _Lasting(self.stdout, progress=False))
@@ -104,6 +105,11 @@ class Reporter:
     def warn(self, text: str) -> None:
         """A line the reader should not miss, on stderr, also when quiet."""
         self._print(self.stderr, "warning: " + self._clean(text), "yellow")
+
+    def document(self, text: str) -> None:
+        """The one JSON document of a task, on stdout."""
+        self.documented = True
+        self.result(text)
 
     def result(self, text: str = "", style: str | None = None) -> None:
         """A line of the result, on stdout."""

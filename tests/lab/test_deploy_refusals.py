@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,37 @@ def test_a_full_disk_on_the_host_ends_with_1_and_takes_everything_back(
     finally:
         setting.host.exec("rm", "-f", "/filler")
         setting.repo.configure("nix-cache02", "")
+
+
+def test_a_template_with_an_undefined_name_ends_with_2_and_says_where(
+    setting: Setting, before: dict[str, str], tmp_path: Path
+) -> None:
+    """The operator's own template takes the place of a shipped one and asks for something that is not there."""
+    shipped = (Path(__file__).parents[2] / "templates/workflow.yml.j2").read_text()
+    (tmp_path / "workflow.yml.j2").write_text(shipped + "x: {{ no_such_name }}\n")
+    done = deploy(setting, "--templates", str(tmp_path))
+    line = len(shipped.splitlines()) + 1
+    assert done.code == 2 and "no_such_name" in done.err and f"workflow.yml.j2:{line}" in done.err, done
+
+
+def test_an_entry_written_by_somebody_else_in_the_meantime_is_not_lost(
+    setting: Setting, before: dict[str, str]
+) -> None:
+    """While Forgejo takes its time, another writes the KV entry: exit 1, theirs stands, ours is taken back."""
+    path = "secret/data/hosts/nix-cache02/forgejo-runner-token-native"
+    setting.forge.fault(r".*/user/actions/runners/registration-token$", delay=3.0)
+    process = setting.start("deploy-runner", "--yes")
+    end = time.monotonic() + 30
+    # The lease is taken right before the first credential is asked for.
+    while setting.host.exec("test", "-e", "/run/nixops/lease", check=False).returncode:
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.05)
+    setting.bao.api("POST", path, {"data": {"token": "theirs-and-not-ours"}})
+    _, err = process.communicate(timeout=60)
+    kept = setting.bao.api("GET", path)["data"]
+    setting.bao.api("POST", path.replace("/data/", "/destroy/"), {"versions": [kept["metadata"]["version"]]})
+    assert process.returncode == 1 and kept["data"] == {"token": "theirs-and-not-ours"}, err
+    assert "version" in err and "Traceback" not in err, err
 
 
 def test_nobody_to_ask_ends_with_2(setting: Setting, before: dict[str, str]) -> None:

@@ -139,7 +139,7 @@ def test_a_boot_loader_that_silently_does_nothing_is_not_believed(setting: Setti
     done = deploy(setting)
     assert done.code == 4 and "boot loader" in done.err, done
     links = (
-        setting.host.exec("sh", "-c", "ls -v /nix/var/nix/profiles/system-*-link | xargs readlink -f")
+        setting.host.exec("sh", "-c", "ls -dv /nix/var/nix/profiles/system-*-link | xargs readlink -f")
         .stdout.decode()
         .split()
     )

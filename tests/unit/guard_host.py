@@ -24,7 +24,7 @@ NONCE = "0123456789abcdef"
 OLD, NEW, THIRD = "aaa-old", "bbb-new", "ccc-third"
 REAL_TOOLS = (
     *("sh", "cat", "mv", "rm", "mkdir", "ln", "readlink", "sed", "grep", "head"),
-    *("date", "sleep", "flock", "timeout"),
+    *("date", "sleep", "tr", "flock", "timeout"),
 )
 
 _SWITCH = """#!/bin/sh
@@ -64,6 +64,10 @@ esac
 # `kill` ends the unit's whole session, as systemd ends a control group.
 _SYSTEMCTL = """#!{python}
 import os, pathlib, signal, sys
+if sys.argv[1] == "list-units":
+    failed = pathlib.Path("{root}/failed")
+    print(failed.read_text() if failed.exists() else "", end="")
+    sys.exit()
 unit = sys.argv[-1].split("-")[1]
 pid = pathlib.Path("{root}/units", unit)
 if sys.argv[1] == "kill" and pid.exists():
@@ -128,6 +132,12 @@ class GuardHost:
     @property
     def directory(self) -> Path:
         return self.root / "deploy"
+
+    def facts(self) -> str:
+        """What the script's ``facts`` prints, with the parameters written."""
+        self.prepare()
+        argv = [str(self.root / "tools/sh"), str(SCRIPT), "facts", str(self.directory)]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
 
     # -- what the host is like ----------------------------------------------------------------------------------
 

@@ -48,6 +48,24 @@ def test_an_activation_that_fails_is_rolled_back_and_moves_no_boot_default(host:
     assert host.is_at == BACK and not any(call.startswith("boot") for call in host.calls)
 
 
+def test_units_that_had_failed_before_do_not_condemn_the_new_generation(host: GuardHost) -> None:
+    (host.root / "failed").write_text("old-trouble.service loaded failed failed An old one\n")
+    host.fault(f"test-{NEW}", "4")
+    begun(host)
+    host.reach("awaiting-confirm")
+    host.give("confirm")
+    host.reach("committed")
+
+
+def test_a_token_among_the_arguments_of_a_failed_unit_is_not_kept_in_the_log(host: GuardHost) -> None:
+    switch = host.store(NEW) / "bin/switch-to-configuration"
+    switch.write_text("#!/bin/sh\necho 'act_runner register --token very-secret-token --name x'; exit 3\n")
+    begun(host)
+    host.reach("rolled-back")
+    log = (host.directory / "activation.log").read_text()
+    assert "very-secret-token" not in log and "--token *** --name x" in log
+
+
 @pytest.mark.parametrize("how", ["hang", "half"])
 def test_an_activation_that_hangs_is_rolled_back_after_its_time(host: GuardHost, how: str) -> None:
     host.activation_seconds = 1
@@ -395,3 +413,11 @@ def test_the_boot_default_is_read_from_each_loader(host: GuardHost, files: dict[
         (host.root / name).write_text(text)
     host.prepare()
     assert host.boot_default == expected
+
+
+def test_a_loader_that_is_no_longer_in_use_is_not_believed(host: GuardHost) -> None:
+    """Its configuration was left behind by an earlier installation and names no generation of the profile."""
+    host.set_boot_default(THIRD, 7)
+    assert host.facts() == "unknown"
+    host.set_boot_default(OLD, 41)
+    assert host.facts() == str(host.store(OLD))

@@ -65,6 +65,19 @@ def test_a_line_cut_off_by_a_kill_does_not_hide_the_others(tmp_path: Path) -> No
     assert after is not None and after.outcome == "taken-back"
 
 
+def test_an_effect_that_was_taken_back_is_not_found_again(tmp_path: Path) -> None:
+    """A second try of the others must not touch what a later deploy has made in the meantime."""
+    journal = Journal(tmp_path, host="h", runner="r")
+    for name in ("a", "b", "c"):
+        journal.effect("kv", path=name, from_version=0)
+    journal.settled(2)
+    entry = journals.read(journal.file)
+    assert entry is not None and [(e["number"], e["path"]) for e in entry.effects] == [(0, "a"), (1, "b")]
+    journals.settle(entry, 0)
+    entry = journals.read(journal.file)
+    assert entry is not None and [(e["number"], e["path"]) for e in entry.effects] == [(1, "b")]
+
+
 def test_a_file_of_something_else_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text("not json\n[1]\n")
     assert list(journals.entries(tmp_path)) == []
