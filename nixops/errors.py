@@ -122,6 +122,10 @@ class HostFault(NixopsError):
     """The host could not do what was asked, and is as it was: disk full, a missing tool, no permission."""
 
 
+class Undecided(NixopsError):
+    """A check could not be decided: a tool is missing, an answer was cut off. Never taken for a pass."""
+
+
 class Declined(NixopsError):
     """The operator answered no."""
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from nixops.errors import NixopsError
 from nixops.inventory import model
 from nixops.transport.command import Runner
 from nixops.values import RunnerName
@@ -50,10 +49,6 @@ def passed(detail: str) -> Verdict:
 def failed(*, expected: str, found: str, todo: str) -> Verdict:
     """The check does not hold."""
     return Verdict(False, f"expected {expected}; found {found}; {todo}")
-
-
-class Undecided(NixopsError):
-    """A check could not be decided: a tool is missing, an answer was cut off. Never taken for a pass."""
 
 
 class RemoteFile(Protocol):

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from nixops.errors import Undecided
 from nixops.transport.command import Command
-from nixops.verify.model import Subject, Undecided
+from nixops.verify.model import Subject
 from nixops.verify.tools import PREAMBLE, TOOLS_PATH
 from nixops.verify.unit import SANDBOX, UnitFacts
 

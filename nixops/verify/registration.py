@@ -6,10 +6,10 @@ import json
 from dataclasses import dataclass
 from typing import Final
 
-from nixops.errors import ForgeError
+from nixops.errors import ForgeError, Undecided
 from nixops.inventory.model import RunnerModule
 from nixops.transport.command import Command
-from nixops.verify.model import Check, RegisteredRunner, Subject, Undecided, Verdict, failed, passed
+from nixops.verify.model import Check, RegisteredRunner, Subject, Verdict, failed, passed
 from nixops.verify.tools import PREAMBLE
 
 # The files are read through the process' own root and directory, since the unit may have mounts of its own. Beside

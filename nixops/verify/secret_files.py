@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from nixops.errors import Undecided
 from nixops.inventory import model
 from nixops.inventory.derived import host_secrets
 from nixops.verify.listing import Entry, list_files
-from nixops.verify.model import Check, Subject, Undecided, Verdict, failed, passed
+from nixops.verify.model import Check, Subject, Verdict, failed, passed
 from nixops.verify.probe import Access, Target, told, try_to_open
 
 SECRETS_DIRECTORY: Final = "/run/secrets"

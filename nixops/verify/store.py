@@ -7,8 +7,9 @@ import secrets
 from collections.abc import Iterable
 from typing import Final
 
+from nixops.errors import Undecided
 from nixops.values import StorePath
-from nixops.verify.model import Check, Subject, Undecided, Verdict, failed, passed
+from nixops.verify.model import Check, Subject, Verdict, failed, passed
 from nixops.verify.packages import brings_nix
 from nixops.verify.probe import as_runner
 from nixops.verify.tools import TOOLS_PATH

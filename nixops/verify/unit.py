@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from nixops.errors import Undecided
 from nixops.transport.command import Command, Runner
-from nixops.verify.model import Undecided
 from nixops.verify.tools import PREAMBLE
 
 # What shapes a process' access, under systemd's names: a probe with the same values sees what the runner sees.

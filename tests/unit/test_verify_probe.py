@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from nixops.errors import Undecided
 from nixops.transport.command import Command, LineSink, Result
 from nixops.verify import probe
 from nixops.verify.backend import connect
 from nixops.verify.listing import list_files
-from nixops.verify.model import Subject, Undecided
+from nixops.verify.model import Subject
 from nixops.verify.probe import Access, Target, as_runner, sandbox, try_to_open
 from nixops.verify.unit import UnitFacts
 from tests.unit.verify_recorded import NAME, inventory_host
