@@ -25,6 +25,7 @@ from nixops.forge.shapes import RunnerInfo
 from nixops.forge.version import ForgejoVersion
 from nixops.inventory.derived import runner_state
 from nixops.inventory.model import RunnerModule
+from nixops.nix.closure import closure_diff, requisites
 from nixops.render.managed import apply_files, files_undo, plan_files
 from nixops.transport.command import Runner
 from nixops.transport.exec import StreamRunner
@@ -235,6 +236,11 @@ class _Execution:
             toplevel = build_toplevel(self.session, subject, answer)
         with reporter.step("copying the closure"):
             copy_toplevel(self.session, subject, toplevel, self.transport)
+        if plan.difference is None:
+            # Built elsewhere, so the plan could not know it; both closures are on the host now.
+            before, after = (requisites(self.transport, path) for path in (facts.running, toplevel))
+            for line in closure_diff(before, after).lines():
+                reporter.say(f"    {line}")
         self._note_registrations()
         checks = transaction.activate(
             self.transport,

@@ -170,6 +170,9 @@ def test_the_toplevel_is_built_on_a_builder_or_on_the_target(tmp_path: Path) -> 
         assert any("(target)" in step["name"] for step in result["steps"])
         assert has(result["to"]) == (False, False, True)
         assert host_file(setting, "/etc/note") == "built on the target"
+        setting.repo.configure(HOST, 'environment.etc."note".text = "and again, with more text";')
+        said = deploy(setting)
+        assert said.code == 0 and "closure size" in said.err, "the difference is shown once it is known"
         is_unchanged(setting)
 
 
