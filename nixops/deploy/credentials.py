@@ -6,6 +6,7 @@ Deciding asks and changes nothing: before Forgejo 15 even asking for a registrat
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
@@ -24,6 +25,7 @@ from nixops.vault.openbao import KvEntry, OpenBao
 # Stands for a uuid that is only known once the runner is created; a plan shows it.
 UNKNOWN_UUID: Final = "00000000-0000-0000-0000-000000000000"
 UUID_KEY: Final = "uuid"
+_TOKEN: Final = re.compile(r"[A-Za-z0-9._-]{8,512}")
 # What an entry is a registration for: a registration keeps its scope for life.
 SCOPE_KEY: Final = "scope"
 PUBLIC_KEYS: Final = frozenset({UUID_KEY, SCOPE_KEY})
@@ -134,8 +136,15 @@ def _missing(
     """Why the credential has to be made; empty when it is there and its registration too."""
     if entry is None:
         return "there is no such entry"
-    if not entry.data.get(runner.token.key):
+    token = entry.data.get(runner.token.key)
+    if not token:
         return f"it has no key {runner.token.key}"
+    if not _TOKEN.fullmatch(token.reveal()):
+        # Told now: on the host it would only show once the runner has failed.
+        raise VaultError(
+            f"what the KV entry {entry.path} holds under {runner.token.key} is no token (letters, digits, . _ -)",
+            hint="write it again, or delete the entry to have a new one made",
+        )
     if repo is None:
         return ""
     uuid = entry.data.get(UUID_KEY)
@@ -202,9 +211,7 @@ def mint(
             hint="run it again to see what the plan is now",
         )
     journal.effect("kv", path=credential.path, from_version=credential.version)
-    written = bao.write(
-        credential.path, {**(before.data if before else {}), **values}, cas=credential.version, public=PUBLIC_KEYS
-    )
+    written = bao.update(credential.path, values, cas=credential.version, public=PUBLIC_KEYS)
     journal.effect("kv-written", path=credential.path, from_version=credential.version, to_version=written)
     return replace(credential, version=written, mint=False, uuid=uuid, why="")
 

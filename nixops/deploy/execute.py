@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from nixops.deploy import journal as journals
 from nixops.deploy import transaction
 from nixops.deploy.build import build_toplevel, copy_toplevel
 from nixops.deploy.guard import recover
-from nixops.deploy.host import read_facts
+from nixops.deploy.host import HostFacts, read_facts
 from nixops.deploy.journal import Journal
 from nixops.deploy.lease import Lease
 from nixops.deploy.plan import Plan, Subject, evaluate, render_facts, rendered_files
@@ -20,7 +20,7 @@ from nixops.deploy.result import Outcome
 from nixops.deploy.retire import retire
 from nixops.deploy.session import Session
 from nixops.deploy.undo import Clients, undo
-from nixops.errors import HostStateUnknown, Leased, NixopsError
+from nixops.errors import HostFault, HostStateUnknown, Leased, NixopsError
 from nixops.forge.shapes import RunnerInfo
 from nixops.forge.version import ForgejoVersion
 from nixops.inventory.derived import runner_state
@@ -95,6 +95,7 @@ def recover_first(session: Session, subject: Subject, transport: Runner, reporte
         # Asked again: until the lease was ours, another may have been at work.
         facts = read_facts(transport)
         states = {d.id: d.state for d in facts.deploys}
+        mine = {entry.id for entry in journals.entries(directory)}
         for record in (d for d in facts.deploys if not d.finished):
             state = recover(transport, record)
             states[record.id] = state.name
@@ -108,6 +109,13 @@ def recover_first(session: Session, subject: Subject, transport: Runner, reporte
             if states.get(entry.id) == "committed":
                 journals.close(entry, "committed")
                 reporter.warn(f"the deploy begun at {entry.since} was killed after it was committed: it stands")
+                continue
+            if _superseded(entry, facts, mine):
+                journals.close(entry, "superseded")
+                reporter.warn(
+                    f"the deploy of {entry.runner} begun at {entry.since} was killed, and somebody else has deployed "
+                    f"to {subject.host_name} since: what it made elsewhere may be in use, and is left as it is"
+                )
                 continue
             host = (
                 f"{subject.host_name} rolled back by itself"
@@ -123,6 +131,14 @@ def recover_first(session: Session, subject: Subject, transport: Runner, reporte
             )
             if not problems:
                 journals.close(entry, "taken-back")
+
+
+def _superseded(entry: journals.Entry, facts: HostFacts, mine: Collection[str]) -> bool:
+    """Another operator has committed since: from the KV entries on, that deploy took over what this one had made.
+
+    Our own later deploys are no sign of it, since each begins with taking back what the earlier ones left.
+    """
+    return any(d.state == "committed" and d.id > entry.id and d.id not in mine for d in facts.deploys)
 
 
 def _take_back(
@@ -174,16 +190,24 @@ def execute(
             except BaseException:
                 problems = _take_back(session, connect(), journal.effects, journal.settled, reporter)
                 if not problems:
-                    journal.outcome("taken-back")
+                    _ended(journal, "taken-back", reporter)
                 raise
             # From here on it stands: nothing that comes after takes it back.
-            journal.outcome(executed.outcome.value)
+            _ended(journal, executed.outcome.value, reporter)
             execution.finish()
             return executed
     except BaseException as error:
         if not held:  # nothing was begun, so there is nothing for the next run to take back
-            journal.outcome("leased" if isinstance(error, Leased) else "not-begun")
+            _ended(journal, "leased" if isinstance(error, Leased) else "not-begun", reporter)
         raise
+
+
+def _ended(journal: Journal, outcome: str, reporter: Reporter) -> None:
+    """Write the end down. Where that cannot be, it is said, and what ended is not changed by it."""
+    try:
+        journal.outcome(outcome)
+    except HostFault as error:
+        reporter.warn(f"that this deploy ended ({outcome}) could not be noted; the next run asks the host: {error}")
 
 
 class _Execution:

@@ -24,7 +24,7 @@ echo "profile=$(readlink -f /nix/var/nix/profiles/system)"
 echo "generation=$(readlink /nix/var/nix/profiles/system)"
 echo "boot_id=$(cat /proc/sys/kernel/random/boot_id)"
 echo "tools=$tools"
-echo "revision=$(/run/current-system/sw/bin/nixos-version --configuration-revision 2>/dev/null)"
+echo "revision=$(/run/current-system/sw/bin/nixos-version --configuration-revision 2>/dev/null | head -c 200)"
 for tool in sh cat mv rm mkdir ln readlink sed grep head tr date sync sleep flock timeout \\
     systemctl systemd-run nix-env; do
     [ -x "$tools/$tool" ] || echo "missing=$tool"
@@ -41,6 +41,10 @@ for unit in nixos-upgrade.service; do
 done
 exit 0
 """
+
+
+# It becomes part of an evaluation; anything else is as good as none.
+_REVISION: Final = re.compile(r"[0-9A-Za-z._+-]{1,128}")
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def read_facts(runner: Runner) -> HostFacts:
             profile=StorePath(values["profile"]),
             generation=int(link.group(1)),
             boot_id=values["boot_id"],
-            revision=values.get("revision") or None,
+            revision=values["revision"] if _REVISION.fullmatch(values.get("revision", "")) else None,
             tools=values["tools"],
             missing=tuple(missing),
             deploys=tuple(deploys),

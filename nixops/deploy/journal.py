@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 import secrets
 import time
 from collections.abc import Iterator, Mapping
@@ -24,9 +25,24 @@ KEEP: Final = 200
 
 
 def state_directory(environ: Mapping[str, str]) -> Path:
-    """Where the journals are: ``$XDG_STATE_HOME/nixops/deploys``, by default below ``~/.local/state``."""
-    base = environ.get("XDG_STATE_HOME") or str(Path(environ.get("HOME", "~")).expanduser() / ".local/state")
-    return Path(base) / "nixops" / "deploys"
+    """Where the journals are: ``$XDG_STATE_HOME/nixops/deploys``, by default below ``~/.local/state``.
+
+    :raises HostFault: there is neither that nor a home directory.
+    """
+    base = Path(environ.get("XDG_STATE_HOME", ""))
+    if not base.is_absolute():
+        # A relative one means nothing (XDG), and would be another place in each directory a task is called from.
+        home = Path(environ.get("HOME", ""))
+        if not home.is_absolute():
+            try:
+                home = Path(pwd.getpwuid(os.getuid()).pw_dir)
+            except KeyError:
+                raise HostFault(
+                    "where the journals are kept is not known: there is neither HOME nor a password entry",
+                    hint="set XDG_STATE_HOME to a directory, absolute",
+                ) from None
+        base = home / ".local/state"
+    return base / "nixops" / "deploys"
 
 
 def _started(pid: int) -> str | None:
@@ -63,7 +79,7 @@ class Entry:
 class Journal:
     """The journal of one deploy, append-only.
 
-    :raises HostFault: the directory cannot be written: better to stop than to change things unrecorded.
+    :raises HostFault: it cannot be written: better to stop than to change things unrecorded. So do its methods.
     """
 
     def __init__(self, directory: Path, *, host: str, runner: str) -> None:
@@ -74,13 +90,16 @@ class Journal:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._fd = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise HostFault(
-                f"the journal {self.file} cannot be written: {error.strerror}",
-                hint="set XDG_STATE_HOME to a directory that can",
-            ) from None
-        self._append(
-            {"event": "begin", "host": host, "runner": runner, "pid": os.getpid(), "started": _started(os.getpid())}
-        )
+            raise _unwritable(self.file, error) from None
+        self._torn = False
+        try:
+            self._append(
+                {"event": "begin", "host": host, "runner": runner, "pid": os.getpid(), "started": _started(os.getpid())}
+            )
+        except HostFault:
+            os.close(self._fd)
+            self.file.unlink(missing_ok=True)
+            raise
 
     @property
     def effects(self) -> tuple[Json, ...]:
@@ -88,9 +107,13 @@ class Journal:
         return tuple(self._effects)
 
     def effect(self, kind: str, **undo: Any) -> None:
-        """Record, before it is done, a change and what would undo it. ``undo`` must be JSON and hold no secret."""
-        self._append({"event": "effect", "kind": kind, **undo})
+        """Record, before it is done, a change and what would undo it. ``undo`` must be JSON and hold no secret.
+
+        Where the file does not take it, :attr:`effects` has it all the same, for the undo that follows: some can only
+        be named once they are done.
+        """
         self._effects.append({"kind": kind, **undo})
+        self._append({"event": "effect", "kind": kind, **undo})
 
     def settled(self, number: int) -> None:
         """Record that the effect with this number, counted from 0, was taken back and needs no further try."""
@@ -103,14 +126,25 @@ class Journal:
     def outcome(self, outcome: str) -> None:
         """Record the end and close the file. Nothing can be added afterwards."""
         if self._fd >= 0:
-            self._append({"event": "outcome", "outcome": outcome})
-            os.close(self._fd)
-            self._fd = -1
+            fd = self._fd
+            try:
+                self._append({"event": "outcome", "outcome": outcome})
+            finally:
+                self._fd = -1
+                os.close(fd)
 
     def _append(self, record: Json) -> None:
         line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **record})
-        os.write(self._fd, line.encode() + b"\n")
-        os.fsync(self._fd)
+        # What a full disk cut off is a line of its own: it must not take the next one with it.
+        rest = b"\n" * self._torn + line.encode() + b"\n"
+        self._torn = True
+        try:
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+            os.fsync(self._fd)
+        except OSError as error:
+            raise _unwritable(self.file, error) from None
+        self._torn = False
 
 
 def read(file: Path) -> Entry | None:
@@ -168,11 +202,21 @@ def settle(entry: Entry, number: int) -> None:
 
 
 def _add(entry: Entry, record: Json) -> None:
-    with entry.file.open("a") as stream:
-        # A kill may have cut the last line off: begin on a new one.
-        stream.write("\n" + json.dumps(record) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+    try:
+        with entry.file.open("a") as stream:
+            # A kill may have cut the last line off: begin on a new one.
+            stream.write("\n" + json.dumps(record) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise _unwritable(entry.file, error) from None
+
+
+def _unwritable(file: Path, error: OSError) -> HostFault:
+    return HostFault(
+        f"the journal {file} cannot be written: {error.strerror}",
+        hint="give its disk room, or set XDG_STATE_HOME to a directory that can be written",
+    )
 
 
 def prune(directory: Path) -> None:

@@ -20,8 +20,8 @@ from nixops.inventory.derived import kv_paths
 from nixops.inventory.model import Host, ManagedRunner, Scope
 from nixops.nix.closure import ClosureDiff, closure_diff, requisites
 from nixops.render.context import RunnerFacts
-from nixops.render.flake import FlakeAnswer, check_flake, overlay
-from nixops.render.managed import FilePlan, plan_files
+from nixops.render.flake import FlakeAnswer, check_flake, flake_reference, overlay
+from nixops.render.managed import FilePlan, files_undo, plan_files
 from nixops.render.runner import RenderedFile, render_runner
 from nixops.render.state import uncommitted
 from nixops.transport.command import Runner
@@ -180,6 +180,7 @@ def make_plan(
     :raises NixopsError: whatever keeps the plan from being made; nothing was changed.
     """
     checkout = session.checkout
+    flake_reference(checkout, git=True)  # a copy of it can be named where it cannot: told now, not in the middle
     with ThreadPoolExecutor(max_workers=3, thread_name_prefix="nixops-plan") as pool:
         switch = Cancellation()
         of_host = pool.submit(_under, switch, lambda: _ask_host(transport, subject))
@@ -222,6 +223,7 @@ def make_plan(
     difference: ClosureDiff | None = None
     revision_only = False
     if changed:
+        files_undo(checkout, files, session.local)  # what keeps them from being written is told now: exit 2 means it
         with overlay(checkout, files, session.local) as tree:
             answer = evaluate(session, subject, tree, render, git=False)
             difference = _difference(session, subject, transport, answer, facts)

@@ -18,7 +18,7 @@ from nixops.deploy.plan import Plan, Subject, make_plan
 from nixops.deploy.result import BY_EXIT_CODE, Document, HostResult, Outcome
 from nixops.deploy.session import Session
 from nixops.deploy.show import show_checks, show_plan
-from nixops.errors import ChecksFailed, Declined, Defect, Interrupted, NixopsError, UsageError
+from nixops.errors import ChecksFailed, Declined, Defect, HostFault, Interrupted, NixopsError, UsageError
 from nixops.inventory.load import load, locate
 from nixops.render.state import commit_files
 from nixops.secret import Redactor
@@ -143,9 +143,18 @@ def deploy_runner(options: DeployOptions) -> None:
             running = plan.facts.running if plan else None
             result = HostResult(subject.host_name, outcome, running, None, reporter.steps, error=str(error))
         if options.json:
-            reporter.document(Document(SCHEMA, result.outcome, [result]).dumps())
+            try:
+                reporter.document(Document(SCHEMA, result.outcome, [result]).dumps())
+            except HostFault as fault:
+                problem = problem or _unsaid(fault, result.outcome, subject)
         if problem is not None:
             raise problem
+
+
+def _unsaid(fault: HostFault, outcome: Outcome, subject: Subject) -> HostFault:
+    """The result could not be written: what is on the host is said in the error at least."""
+    stands = f"{subject.name} runs on {subject.host_name}, and that stands; but " * (outcome is Outcome.COMMITTED)
+    return HostFault(f"{stands}{fault.message}", hint=fault.hint)
 
 
 def _ask(options: DeployOptions) -> None:
@@ -187,8 +196,11 @@ def _committed(
     problem = _commit(session, plan, options, reporter)
     journals.prune(journals.state_directory(session.environ))
     if not options.json:
-        show_checks(executed.checks, reporter)
-        reporter.result(f"{subject.name} runs on {subject.host_name}: {executed.to}", "bold green")
+        try:
+            show_checks(executed.checks, reporter)
+            reporter.result(f"{subject.name} runs on {subject.host_name}: {executed.to}", "bold green")
+        except HostFault as fault:
+            problem = problem or _unsaid(fault, Outcome.COMMITTED, subject)
     result = HostResult(
         subject.host_name,
         executed.outcome,

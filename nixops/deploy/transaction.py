@@ -67,8 +67,8 @@ def activate(
         attempt.start(facts)
         with reporter.step("activating (the boot default is not moved yet)"):
             state = attempt.until(lambda s: s.final or s.name == "awaiting-confirm", deploy.longest_seconds)
-        if state.final:
-            raise attempt.ended(state)
+            if state.final:
+                raise attempt.ended(state)
         with reporter.step("checking over a new connection"):
             checks, why = attempt.verify(verify)
         if why is None:

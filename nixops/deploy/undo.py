@@ -60,6 +60,7 @@ def undo(
     listed = list(effects)
     done: list[Undone] = []
     open_: set[int] = set()
+    unsettled = ""
     for index in range(len(listed) - 1, -1, -1):
         effect = listed[index]
         # An announcement whose result follows is undone by its result.
@@ -79,8 +80,13 @@ def undo(
             done.append(Undone(_name(effect), problem))
         if problem or result in open_:
             open_.add(index)
-        else:
+            continue
+        try:
             settled(int(effect.get("number", index)))
+        except NixopsError as error:  # the journal's disk may be why the deploy failed; the others are undone too
+            unsettled = str(error)
+    if unsettled:
+        done.append(Undone("noting what was taken back", unsettled))
     return tuple(done)
 
 

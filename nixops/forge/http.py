@@ -77,7 +77,7 @@ class Answer:
         """
         try:
             return json.loads(self.body)
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter: nested without end
             kind = self.headers.get("content-type", "no content type").split(";")[0]
             raise BadAnswer(
                 f"{self.what} was answered with something that is not JSON ({kind}, {len(self.body)} bytes)",
@@ -266,7 +266,7 @@ class ForgeHttp:
         text = answer.body.decode(errors="replace")
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             if "html" in answer.headers.get("content-type", ""):
                 return f"a web page of {len(answer.body)} bytes"
             return self._excerpt(text)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from nixops.render.expected import Expected, expectations, instance_path
 from nixops.render.literal import Language, literal
 from nixops.render.managed import FilePlan
 from nixops.transport.command import Runner
+from nixops.transport.scratch import scratch
 from nixops.values import HostName, RunnerName, StorePath
 
 _OVERLAY_MARK = ".nixops-overlay"
@@ -205,9 +205,9 @@ def overlay(checkout: Path, files: Iterable[FilePlan], runner: Runner) -> Iterat
     """
     top = checkout_git.toplevel(checkout, runner)
     source = (top or checkout).resolve()
-    with tempfile.TemporaryDirectory(prefix="nixops-plan-") as directory:
-        (Path(directory).resolve() / _OVERLAY_MARK).touch()
-        copy = Path(directory).resolve() / "checkout"
+    with scratch("nixops-plan-") as directory:
+        (directory / _OVERLAY_MARK).touch()
+        copy = directory / "checkout"
         try:
             if top is None:
                 shutil.copytree(source, copy, symlinks=True, ignore=shutil.ignore_patterns(".git"))

@@ -15,6 +15,24 @@ from nixops.errors import Defect, ExitCode, NixopsError
 Body = TypeVar("Body", bound=Callable[..., Any])
 
 
+def _open_closed_streams() -> None:
+    """A task may be started with a standard stream closed (``>&-``, some cron and service managers do).
+
+    Python then has ``None`` for it, and the next file or connection would get its number.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+        setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123 - lives until the process ends
+
+
 def guarded(body: Body) -> Body:
     """Wrap a task's body: a :class:`NixopsError` is printed on stderr in one line and ends with its exit code.
 
@@ -24,6 +42,7 @@ def guarded(body: Body) -> Body:
 
     @functools.wraps(body)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        _open_closed_streams()
         for stream in (sys.stdout, sys.stderr):
             # A terminal that cannot show a character gets its escape instead of an exception.
             if isinstance(stream, io.TextIOWrapper):

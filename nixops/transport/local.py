@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import threading
@@ -134,7 +135,11 @@ class LocalRunner:
                 start_new_session=True,
                 bufsize=0,
             )
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError) as error:
+            # A directory of PATH that this user may not enter makes a program that is nowhere one that is forbidden.
+            found = "/" in command.argv[0] or shutil.which(command.argv[0], path=command.env.get("PATH"))
+            if isinstance(error, PermissionError) and found:
+                raise HostFault(f"{command.argv[0]} cannot be run on this machine: {error.strerror}") from None
             if command.cwd is not None and not command.cwd.is_dir():
                 raise HostFault(f"there is no directory {command.cwd} to run {command.name} in") from None
             program = command.argv[0]

@@ -7,16 +7,13 @@ that only ours is read of (``ssh -F``). Values reach that config as checked type
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import tempfile
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from nixops.errors import HostFault, HostKeyUnknown, LoginRefused
+from nixops.errors import HostKeyUnknown, LoginRefused
+from nixops.transport.scratch import Scratch
 from nixops.transport.target import SshTarget
 
 _COMMON = """\
@@ -54,14 +51,11 @@ class OpenSshFiles:
                     hint=f"look at what it offers and pin it: invoke trust {target.name}",
                 )
         self._targets = {target.name: target for target in targets}
-        self._directory: Path | None = None
-        self._clean_up: weakref.finalize[[Path, bool], OpenSshFiles] | None = None
+        self._scratch: Scratch | None = None
 
     def __enter__(self) -> Self:
-        directory = Path(tempfile.mkdtemp(prefix="nixops-ssh-", dir=_directory_without_spaces()))
-        # Also runs at the end of the interpreter, if an interrupt keeps __exit__ from being reached.
-        self._clean_up = weakref.finalize(self, shutil.rmtree, directory, True)
-        self._directory = directory
+        self._scratch = Scratch("nixops-ssh-", runtime=True)
+        directory = self._scratch.path
         known = "".join(f"{t.name} {key}\n" for t in self._targets.values() for key in t.pinned())
         self.known_hosts.write_text(known)
         blocks = [_block(target, directory) for target in self._targets.values()]
@@ -73,16 +67,16 @@ class OpenSshFiles:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._clean_up is not None:
-            self._clean_up()
-        self._directory = None
+        if self._scratch is not None:
+            self._scratch.remove()
+        self._scratch = None
 
     @property
     def directory(self) -> Path:
         """The private directory, mode 0700, with no white space in its path."""
-        if self._directory is None:
+        if self._scratch is None:
             raise RuntimeError("OpenSshFiles has its files only inside its with block")
-        return self._directory
+        return self._scratch.path
 
     @property
     def config(self) -> Path:
@@ -128,11 +122,3 @@ def _link(identity: Path, link: Path) -> Path:
         if beside.is_file():
             link.with_name(link.name + suffix).symlink_to(beside.absolute())
     return link
-
-
-def _directory_without_spaces() -> str:
-    candidates = (os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp")
-    for candidate in candidates:
-        if candidate and Path(candidate).is_dir() and os.access(candidate, os.W_OK) and len(candidate.split()) == 1:
-            return candidate
-    raise HostFault("there is no temporary directory without white space in its path", hint="set TMPDIR")

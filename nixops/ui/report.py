@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from nixops.errors import printable
+from nixops.errors import HostFault, printable
 from nixops.secret import Redactor
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class _Lasting:
     """A stream whose reader may go away in the middle: a closed terminal, a pipe into ``head``.
 
     What nobody reads is dropped. A deploy must neither stop half-way because of it nor end with another exit code.
-    Other faults of stdout, such as a full disk, are raised; progress is worth none.
+    Other faults of stdout, such as a full disk, are a :class:`HostFault`; progress is worth none.
     """
 
     def __init__(self, stream: TextIO, *, progress: bool) -> None:
@@ -51,13 +51,16 @@ class _Lasting:
             self._gone(error)
 
     def _gone(self, error: OSError) -> None:
-        if not self._progress and error.errno not in (errno.EPIPE, errno.EIO):
-            raise error
+        lost = not self._progress and error.errno not in (errno.EPIPE, errno.EIO)
         # The interpreter flushes it once more at its end, and would end with an error of its own.
         with contextlib.suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
+        if lost:
+            raise HostFault(
+                f"stdout cannot be written: {error.strerror}", hint="what it holds is not complete"
+            ) from None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

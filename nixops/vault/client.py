@@ -110,7 +110,7 @@ class _Adapter(RawAdapter):
         response = send(method, url, headers, raise_exception, **kwargs)
         try:
             body = response.json() if response.content else {}
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter: nested without end
             body = None
         if isinstance(body, dict) and not 300 <= response.status_code < 400:
             return Reply(response.status_code, body)

@@ -133,6 +133,17 @@ class OpenBao:
                 self.redactor.add(value)
         return self._put(path, _Payload({k: v.reveal() for k, v in data.items()}), cas)
 
+    def update(self, path: VaultPath, data: Mapping[str, Secret], *, cas: int, public: Collection[str] = ()) -> int:
+        """As :meth:`write`, but the entry's other keys stay, each with the JSON value it has."""
+        stored = self._get(path, None)
+        if stored is not None and stored.version != cas:
+            raise self._lost(path, cas, stored.version)
+        for key, value in data.items():
+            if key not in public:
+                self.redactor.add(value)
+        others = (stored.data or {}) if stored is not None else {}
+        return self._put(path, _Payload({**others, **{k: v.reveal() for k, v in data.items()}}), cas)
+
     def restore(self, path: VaultPath, *, to_version: int, from_version: int) -> int | None:
         """Undo the write that made ``from_version`` out of ``to_version``.
 

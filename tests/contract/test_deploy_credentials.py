@@ -205,6 +205,17 @@ def test_no_credential_stands_in_the_journal(bao: OpenBao, tmp_path: Path) -> No
         assert len(tokens) >= 4 and not [t for t in tokens if t in text]
 
 
+@pytest.mark.parametrize("token", ["two\nlines-of-it", "with blanks in it", "x" * 700_000])
+def test_an_entry_that_holds_no_token_is_told_before_anything_is_deployed(
+    bao: OpenBao, tmp_path: Path, token: str
+) -> None:
+    wanted = runner()
+    bao.write(wanted.token.path, {"token": Secret(token)}, cas=0)
+    with World(15, bao, tmp_path) as world, pytest.raises(VaultError, match="is no token") as caught:
+        world.decide(wanted)
+    assert token not in str(caught.value)
+
+
 def test_an_entry_that_tofu_owns_is_never_written(bao: OpenBao, tmp_path: Path) -> None:
     wanted = runner(token={"path": "hosts/nix-cache02/forgejo-runner-token-native", "owner": "tofu"})
     with World(15, bao, tmp_path) as world, pytest.raises(UsageError, match="OpenTofu owns"):

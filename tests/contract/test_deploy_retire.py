@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from nixops.inventory.model import ManagedRunner, Scope
 from nixops.lab.forgejo_server import ForgejoServer
 from nixops.lab.openbao import BaoServer
 from nixops.secret import Redactor, Secret
+from nixops.transport.command import Command, LineSink, Result
 from nixops.transport.local import LocalRunner
 from nixops.values import HostName, RepoName, RunnerName, VaultPath
 from nixops.vault.openbao import OpenBao
@@ -26,6 +28,13 @@ from nixops.vault.settings import BaoSettings, TokenLogin
 HOST, NAME = HostName("nix-cache02"), RunnerName("actions2")
 TRUSTED = (RepoName("torjus/nixos-servers"), RepoName("torjus/nixos-exporter"), RepoName("torjus/nixos"))
 BASE = "hosts/nix-cache02/forgejo-runner-token-native"
+
+
+class AsOneself(LocalRunner):
+    """This machine in place of the host, without root: the files of these tests are one's own."""
+
+    def run(self, command: Command, on_line: LineSink | None = None) -> Result:
+        return super().run(replace(command, root=False), on_line)
 
 
 def runner(*trusted: str, **changes: Any) -> ManagedRunner:
@@ -129,7 +138,7 @@ def test_a_repository_taken_from_the_list_loses_its_registration_its_file_and_it
         assert world.scopes() == sorted(TRUSTED), "looking changed something"
         left = tmp_path / "token-torjus-nixos"
         left.write_text("the token")
-        assert "was deleted" in retire(found, world.forge, world.bao, LocalRunner())
+        assert "was deleted" in retire(found, world.forge, world.bao, AsOneself())
         assert world.scopes() == sorted(TRUSTED[:2]) and not left.exists()
         assert world.bao.read(found.path) is None and world.retired(fewer) == ()
         world.deploy(runner())
@@ -142,7 +151,7 @@ def test_before_15_the_entry_goes_and_the_registration_is_named(bao: BaoServer, 
         (found,) = world.retired(runner(*TRUSTED[:2]))
         uuid = next(r.uuid for r in world.server.runners if r.scope == TRUSTED[2])
         assert uuid in found.stays and "cannot delete" in found.stays
-        said = retire(found, world.forge, world.bao, LocalRunner())
+        said = retire(found, world.forge, world.bao, AsOneself())
         assert uuid in said and len(world.server.runners) == 3 and world.bao.read(found.path) is None
 
 
@@ -152,7 +161,7 @@ def test_a_runner_whose_name_or_entry_begins_as_ours_does_is_left_alone(bao: Bao
         world.deploy(runner())
         world.deploy(other, RunnerName("actions21"))
         (found,) = world.retired(runner(*TRUSTED[:2]), other)
-        retire(found, world.forge, world.bao, LocalRunner())
+        retire(found, world.forge, world.bao, AsOneself())
         assert len(world.server.runners) == 5
         assert sum("actions21 " in r.description for r in world.server.runners) == 3
         # And where its inventory is another one, its entries are still not ours.

@@ -159,6 +159,20 @@ def test_values_that_are_no_strings_are_given_as_json_and_restored_as_they_were(
     assert server.api("GET", f"secret/data/{path}")["data"]["data"] == data
 
 
+def test_an_update_leaves_the_other_keys_with_the_json_they_hold(
+    server: BaoServer, bao: OpenBao, path: VaultPath
+) -> None:
+    others = {"note": {"n": [1, 2]}, "number": 5, "text": "é\n", "nothing": None}
+    server.api("POST", f"secret/data/{path}", {"data": {**others, "token": "old"}})
+    assert bao.update(path, {"token": Secret("new-token")}, cas=1) == 2
+    assert server.api("GET", f"secret/data/{path}")["data"]["data"] == {**others, "token": "new-token"}
+    with pytest.raises(CheckAndSetLost, match="version 2"):
+        bao.update(path, {"token": Secret("newer-token")}, cas=1)
+    bao.delete(path, (2,))
+    assert bao.update(path, {"token": Secret("alone-now")}, cas=2) == 3
+    assert server.api("GET", f"secret/data/{path}")["data"]["data"] == {"token": "alone-now"}
+
+
 def test_restore_writes_the_old_data_again(bao: OpenBao, path: VaultPath) -> None:
     put(bao, path, "first-value", 0)
     put(bao, path, "second-value", 1)

@@ -20,6 +20,7 @@ from tests.lab.deploying import (
     changing_requests,
     deploy,
     deployed,
+    deploys,
     detail,
     host_file,
     is_unchanged,
@@ -31,6 +32,7 @@ from tests.lab.deploying import (
     the_runner,
     two_hosts,
     versions,
+    wait_for,
 )
 
 TOKEN = "forgejo-runner-token-native"
@@ -71,6 +73,32 @@ def test_the_newer_module_is_registered_with_exactly_the_trusted_repositories(tm
         assert not (setting.repo.path / "workflows" / gone / ".forgejo/workflows/nixops-actions2.yml").exists()
         runs_a_job(setting, still[0])
         is_unchanged(setting)
+
+
+def test_what_a_killed_deploy_made_stays_once_another_operator_has_deployed_with_it(tmp_path: Path) -> None:
+    """The second operator has a journal of their own: they take over the first one's registrations and AppRole.
+
+    Proves that the first operator's next run does not take these from under the running service.
+    """
+    bounds = {HOST: {"deploy": {"confirm_timeout": 20, "lease_timeout": 3}}}
+    with setting_for(tmp_path, "second", module=RunnerModule.FORGEJO, settings=bounds) as setting:
+        killed = setting.start("deploy-runner", "--yes")
+        wait_for(lambda: len(deploys(setting)) == 1, 60, "the activation begins")
+        killed.kill()
+        killed.communicate()
+        other = tmp_path / "other"
+
+        def second() -> bool:
+            done = deploy(setting, environ={"XDG_STATE_HOME": str(other)})
+            assert done.code in (0, 6), done
+            return done.code == 0
+
+        wait_for(second, 60, "the first operator's lease has ended")
+        before = setting.snapshot(), versions(setting), deploys(setting)
+        first = deploy(setting, "--format", "json")
+        assert first.code == 0 and first.document["outcome"] == "unchanged", first
+        assert "left as it is" in first.err and (setting.snapshot(), versions(setting), deploys(setting)) == before
+        assert "killed" not in deploy(setting).err
 
 
 def test_the_newer_module_before_forgejo_15(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 
 from nixops.lab.lab import HostSpec
 from nixops.lab.setting import Invoked, Setting
+from tests.lab.deploying import changing_requests
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,35 @@ def test_a_refused_login_ends_with_3(setting: Setting, before: dict[str, str], t
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "key")], check=True)
     done = deploy_with(setting, lambda d: host(d).update(ssh={"identity_file": str(tmp_path / "key")}))
     assert done.code == 3 and "login" in done.err.lower(), done
+
+
+def test_a_rendered_file_that_git_ignores_ends_with_2_before_anything_is_registered(
+    setting: Setting, before: dict[str, str]
+) -> None:
+    """The flake would not see the file: named while nothing has been asked for, neither a token nor a version."""
+    exclude = setting.repo.path / ".git/info/exclude"
+    was = exclude.read_text() if exclude.exists() else ""
+    exclude.parent.mkdir(exist_ok=True)
+    exclude.write_text("nixops-*\n")
+    setting.forge.forget_requests()
+    try:
+        done = deploy(setting)
+    finally:
+        exclude.write_text(was)
+    assert done.code == 2 and "git ignores hosts/nix-cache02/nixops-actions2.nix" in done.err, done
+    assert "registering" not in done.err and not changing_requests(setting), done
+
+
+def test_a_checkout_that_nix_cannot_name_ends_with_2_before_anything_is_registered(
+    setting: Setting, before: dict[str, str], tmp_path: Path
+) -> None:
+    """A path with a space in it: a copy of it could be evaluated, and the checkout itself could not."""
+    moved = tmp_path / "a space" / setting.repo.path.name
+    shutil.copytree(setting.repo.path, moved, symlinks=True)
+    setting.forge.forget_requests()
+    done = deploy_with(setting, lambda d: d["config"].update(flake=str(moved)))
+    assert done.code == 2 and "cannot be named to Nix" in done.err, done
+    assert "registering" not in done.err and not changing_requests(setting), done
 
 
 def test_openbao_sealed_ends_with_1(setting: Setting, before: dict[str, str]) -> None:

@@ -97,3 +97,52 @@ def test_a_missing_checkout_is_named_before_anything_is_asked(tmp_path: Path) ->
     file = with_change(tmp_path, "address: nix-cache02.home.2rjus.net", "address: 127.0.0.1\n    port: 9")
     done = run("deploy-runner", "--plan", "--inventory", str(file))
     assert done.returncode == 2 and "flake" in done.stderr
+
+
+STREAMS = """
+import os, sys
+from pathlib import Path
+from nixops.secret import Redactor
+from nixops.tasks.support import guarded
+from nixops.ui.report import Reporter
+
+@guarded
+def task():
+    assert not sys.stdin.isatty() and sys.stdin.readline() == ""
+    reporter = Reporter(Redactor())
+    with reporter.step("a step"):
+        reporter.result("the result")
+    number = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
+    assert number > 2, number
+    raise SystemExit(4)
+
+task()
+"""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_task_that_is_started_with_a_closed_stream_does_its_work(tmp_path: Path, closed: str) -> None:
+    """No standard stream is missing, and no file or connection of ours gets the number of one."""
+    done = subprocess.run(
+        ["sh", "-c", f'"$@" {closed}', "sh", sys.executable, "-c", STREAMS, str(tmp_path / "file")],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 4, done
+    assert done.stdout == ("" if " >&-" in f" {closed}" else "the result\n")
+
+
+def test_a_result_that_a_full_disk_does_not_take_is_no_success(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >/dev/full', "sh", sys.executable, "-m", "invoke", "inventory"],
+        cwd=TOP,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1 and "stdout cannot be written: No space left" in done.stderr, done

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from nixops.deploy.undo import Clients, undo
-from nixops.errors import CheckAndSetLost, VaultError
+from nixops.errors import CheckAndSetLost, HostFault, VaultError
 from nixops.transport.local import LocalRunner
 
 
@@ -63,3 +63,15 @@ def test_an_entry_that_makes_no_sense_is_said_and_stays_open() -> None:
     settled: list[int] = []
     done = undo([{"kind": "unheard-of"}, {"kind": "kv-written", "path": "a/b"}], clients(FakeBao({})), settled.append)
     assert settled == [] and all("not usable" in d.problem for d in done) and len(done) == 2
+
+
+def test_a_journal_that_cannot_be_written_keeps_nothing_from_being_undone() -> None:
+    """The operator's full disk may be why the deploy failed."""
+    bao = FakeBao({})
+
+    def settled(_number: int) -> None:
+        raise HostFault("the journal cannot be written")
+
+    done = undo([*written("a/b"), *written("c/d")], clients(bao), settled)
+    assert bao.restored == ["c/d", "a/b"]
+    assert [d.problem for d in done] == ["", "", "the journal cannot be written"]

@@ -111,6 +111,12 @@ def test_a_page_instead_of_json_points_at_the_address(forge: ForgejoServer) -> N
     assert "forge.url" in str(error.hint)
 
 
+@pytest.mark.parametrize("status", [200, 403])
+def test_json_that_is_nested_without_end_is_an_error_like_any_other(forge: ForgejoServer, status: int) -> None:
+    forge.fault("/user$", status=status, body=b"[" * 200_000)
+    assert len(str(error_of(client(forge).check_access, Scope(user="torjus")))) < 1000
+
+
 @pytest.mark.parametrize("body", [b"{}", b"[]", b"null", b'{"version": 15}', b'"15.0.0"'])
 def test_json_of_another_shape_is_an_error_without_the_value(forge: ForgejoServer, body: bytes) -> None:
     forge.fault("/version", status=200, body=body)

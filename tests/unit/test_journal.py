@@ -104,3 +104,54 @@ def test_old_finished_journals_are_removed_and_unfinished_ones_are_kept(
     Journal(tmp_path, host="h", runner="r")
     journals.prune(tmp_path)
     assert sorted(e.outcome or "none" for e in journals.entries(tmp_path)) == ["committed", "committed", "none"]
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from nixops.deploy import journal as journals
+from nixops.deploy.journal import Journal
+from nixops.errors import HostFault
+
+def room(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+directory = Path(sys.argv[1])
+journal = Journal(directory, host="h", runner="r")
+journal.effect("kv", path="first", from_version=1)
+full = journal.file.stat().st_size + 20
+room(full)
+for write in (
+    lambda: journal.effect("kv", path="second", from_version=2),
+    lambda: journal.settled(0),
+    lambda: journals.settle(journals.read(journal.file), 0),
+    lambda: Journal(directory, host="h", runner="r" * full),
+):
+    try:
+        write()
+    except HostFault as fault:
+        assert "cannot be written" in str(fault), fault
+    else:
+        raise SystemExit("a full disk was not noticed")
+assert [e["path"] for e in journal.effects] == ["first", "second"]
+room(resource.RLIM_INFINITY)
+journal.settled(0)
+journal.outcome("taken-back")
+"""
+
+
+def test_a_full_disk_is_named_and_hides_neither_what_was_done_nor_what_is_written_after_it(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk: it cuts a line off in the middle, as a full one does."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (file,) = tmp_path.iterdir()
+    entry = journals.read(file)
+    assert entry is not None and entry.outcome == "taken-back" and entry.effects == ()
+
+
+@pytest.mark.parametrize("environ", [{"XDG_STATE_HOME": "state"}, {"HOME": "home"}, {}])
+def test_where_it_is_does_not_depend_on_the_working_directory(environ: dict[str, str]) -> None:
+    assert journals.state_directory(environ).is_absolute()
+    assert journals.state_directory({**environ, "HOME": "/h"}) == Path("/h/.local/state/nixops/deploys")

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from nixops.errors import HostFault
 from nixops.secret import Redactor, Secret
 from nixops.ui.report import Reporter
 
@@ -48,7 +49,7 @@ class Full(io.StringIO):
 
 
 def test_a_result_that_cannot_be_written_to_a_full_disk_is_an_error() -> None:
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(HostFault, match="No space left"):
         Reporter(Redactor(), stdout=Full()).result("the result")
 
 

@@ -126,7 +126,7 @@ def test_a_login_at_a_sealed_server_says_sealed(fake: Fake) -> None:
 
 
 @pytest.mark.parametrize("status", [200, 404, 502])
-@pytest.mark.parametrize("content", [b"<html>of a gateway</html>", b"[1]", b'"text"', b'{"cut":'])
+@pytest.mark.parametrize("content", [b"<html>of a gateway</html>", b"[1]", b'"text"', b'{"cut":', b"[" * 200_000])
 def test_what_is_no_json_object_is_told_as_another_service(fake: Fake, status: int, content: bytes) -> None:
     fake.answer = always(status, content)
     with pytest.raises(VaultUnanswered, match="not its JSON") as caught:

@@ -1,0 +1,102 @@
+"""Temporary directories that other programs are told of by name, and that outlive no kill for long.
+
+A directory is locked as long as its process lives. One that nobody locks was left by a process that was killed, and
+goes when the next one is made.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nixops.errors import HostFault
+
+# What Nix and ssh take in a path without quoting.
+_PLAIN = re.compile(r"[A-Za-z0-9/._~+,=@:-]+")
+
+
+class Scratch:
+    """A new directory of mode 0700, gone with :meth:`remove` or at the end of the interpreter.
+
+    :param prefix: of its name; left-overs with the same prefix are removed.
+    :param runtime: prefer ``$XDG_RUNTIME_DIR``, for small files.
+    :raises HostFault: there is no place for it.
+    """
+
+    def __init__(self, prefix: str, *, runtime: bool = False) -> None:
+        parent = _parent(runtime=runtime)
+        _sweep(parent, prefix)
+        try:
+            self.path, lock = _made(parent, prefix)
+        except OSError as error:
+            raise HostFault(f"no directory can be made in {parent}: {error.strerror}", hint="set TMPDIR") from None
+        # Also runs at the end of the interpreter, if an interrupt keeps the caller from it.
+        self._gone = weakref.finalize(self, _remove, self.path, lock)
+
+    def remove(self) -> None:
+        """Remove it with all that is in it. May be called twice."""
+        self._gone()
+
+
+@contextmanager
+def scratch(prefix: str) -> Iterator[Path]:
+    """A :class:`Scratch` for the time of a ``with`` block."""
+    made = Scratch(prefix)
+    try:
+        yield made.path
+    finally:
+        made.remove()
+
+
+def _parent(*, runtime: bool) -> Path:
+    candidates = (os.environ.get("XDG_RUNTIME_DIR", "") if runtime else "", tempfile.gettempdir(), "/tmp")
+    for candidate in candidates:
+        if candidate and Path(candidate).is_dir() and os.access(candidate, os.W_OK) and _PLAIN.fullmatch(candidate):
+            return Path(candidate).resolve()
+    raise HostFault(
+        "there is no temporary directory with a plain name", hint="set TMPDIR to a path without white space"
+    )
+
+
+def _made(parent: Path, prefix: str) -> tuple[Path, int]:
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # Another process may have taken it for a left-over before it was locked.
+        if _locked(lock) and path.is_dir():
+            return path, lock
+        os.close(lock)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _sweep(parent: Path, prefix: str) -> None:
+    for path in parent.glob(f"{prefix}????????"):
+        try:
+            found = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue  # gone, or somebody else's
+        try:
+            ours = os.fstat(found).st_uid == os.geteuid()
+            if ours and _locked(found):
+                shutil.rmtree(path, ignore_errors=True)
+        finally:
+            os.close(found)
+
+
+def _remove(path: Path, lock: int) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    os.close(lock)

@@ -1,0 +1,80 @@
+"""Temporary directories: private, gone at the end, and swept when their process was killed."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from nixops.errors import HostFault
+from nixops.transport.scratch import Scratch, scratch
+
+HOLDER = """
+import sys
+from nixops.transport.scratch import Scratch
+made = Scratch("nixops-test-")
+(made.path / "file").touch()
+print(made.path, flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    return tmp_path
+
+
+def holder() -> tuple[subprocess.Popen[str], Path]:
+    process = subprocess.Popen([sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return process, Path(process.stdout.readline().strip())
+
+
+def test_it_is_private_and_gone_at_the_end(place: Path) -> None:
+    with scratch("nixops-test-") as directory:
+        assert directory.parent == place and stat.S_IMODE(directory.stat().st_mode) == 0o700
+        (directory / "file").touch()
+    assert list(place.iterdir()) == []
+
+
+def test_what_a_killed_process_left_goes_and_what_a_living_one_uses_stays(place: Path) -> None:
+    killed, left = holder()
+    living, used = holder()
+    other = place / "nixops-test-of-somebody"
+    other.mkdir()
+    try:
+        killed.kill()
+        killed.communicate()
+        assert (left / "file").exists()
+        with scratch("nixops-test-") as mine:
+            assert set(place.iterdir()) == {mine, used, other}
+    finally:
+        living.communicate("end\n", timeout=60)
+    assert set(place.iterdir()) == {other}
+
+
+def test_a_name_that_would_need_quoting_is_not_chosen(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spaced = place / "with space"
+    spaced.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(spaced))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(spaced))
+    made = Scratch("nixops-test-", runtime=True)
+    assert " " not in str(made.path)
+    made.remove()
+
+
+def test_a_place_that_takes_nothing_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    with pytest.raises(HostFault, match="No space left"):
+        Scratch("nixops-test-")
