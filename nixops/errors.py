@@ -115,7 +115,9 @@ class CheckAndSetLost(VaultError):
 
 
 class SecretUnavailable(NixopsError):
-    """A secret that the inventory refers to cannot be read from where it says."""
+    """A secret that the inventory refers to cannot be read from where it says; nothing was changed."""
+
+    exit_code = ExitCode.USAGE
 
 
 class HostFault(NixopsError):

@@ -5,6 +5,8 @@
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 venv=$top/.venv
 
+trap 'say interrupted; exit 130' INT
+
 say() { printf '%s\n' "$*"; }
 stop() { printf 'stopped: %s\n' "$*" >&2; exit "${code:-1}"; }
 
@@ -26,7 +28,7 @@ have_packages() {
 
 need_apt() {
     command -v apt-get >/dev/null && command -v dpkg-query >/dev/null ||
-        stop 'this needs a Debian-like system with apt (Debian 12 or newer): no apt-get was found here'
+        stop 'this needs a Debian-like system with apt (Debian 12 or newer): no apt-get was found here; use a Debian container or VM'
 }
 
 find_python() {
@@ -53,10 +55,8 @@ have_venv() {
     say "Making the virtual environment .venv and installing the packages that pyproject.toml pins"
     rm -f "$venv/.stamp"
     "$python" -m venv --clear "$venv" || stop 'python -m venv failed'
-    (cd "$top" && "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[dev]' 2>&1 |
-        grep -v '^WARNING: ' || true)
-    "$venv/bin/python" -c 'import nixops, fabric, hvac, boto3, testinfra, pydantic' ||
-        stop 'the packages could not be installed (pip says why above)'
+    (cd "$top" && "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[dev]') \
+        2>"$venv/.pip.log" || { tail -n 20 "$venv/.pip.log" >&2; stop 'the packages could not be installed (above)'; }
     printf '%s' "$stamp" >"$venv/.stamp"
 }
 

@@ -276,6 +276,8 @@ def _advice(kind: str, spot: _Spot, node: Any) -> str | None:
             return f'write "{bare}:host"; a bare label means docker'
         return 'a schema is host, docker://IMAGE or lxc://IMAGE, such as "native:host"'
     if isinstance(node, Scalar) and kind == "string_type" and not isinstance(node.value, str):
+        if spot.field == "CPUQuota":
+            return f'write "{node.written}%"'
         return f'quote it: "{node.written}"'
     if isinstance(node, Scalar) and isinstance(node.value, str):
         if kind in ("int_type", "float_type", "bool_type", "literal_error", "float_parsing"):

@@ -170,7 +170,8 @@ def locate(given: str | Path, directory: Path) -> Path:
     """
     path = Path(given)
     if path == DEFAULT_FILE and not (directory / path).exists():
-        for above in directory.parents:
+        # `invoke -r CHECKOUT` runs from anywhere: the checkout that these tasks belong to comes last.
+        for above in (*directory.parents, Path(__file__).resolve().parents[2]):
             if (above / path).is_file():
                 return above / path
     return path.expanduser()

@@ -101,7 +101,9 @@ class Demo:
         setting = self.setting
         before = (setting.running(), setting.profile(), setting.boot_default())
         setting.repo.configure(setting.host.name, "lab.failingUnit = true;")
-        done = self.run("deploy-runner", "--yes", code=4, show=lambda line: "✓" in line or "roll" in line)
+        words = ("✓", "✗", "roll", "is back")
+        done = self.run("deploy-runner", "--yes", code=4, show=lambda line: any(word in line for word in words))
+        print(f"   exit code {done.code}: rolled back, and seen on the host to be")
         expect("is back on the old generation" in done.err, "it does not say that the host is back")
         after = (setting.running(), setting.profile(), setting.boot_default())
         expect(before == after, f"the host is not as it was: {before} != {after}")

@@ -134,7 +134,7 @@ class Lab:
         """
         state = files.load_state(directory, files.check_name(name))
         if state is None or state.boot != files.this_boot():
-            raise UsageError(f"there is no lab {name}", hint="invoke lab.up --hosts 3")
+            raise UsageError(f'no lab named "{name}" is up', hint="invoke lab.up, or name another with --name")
         return cls(state, directory, runner or _runner())
 
     def down(self) -> None:
@@ -184,13 +184,15 @@ class Lab:
 
         self._finalise = finalise
         atexit.register(finalise)
-        # Without a handler SIGTERM ends a process on the spot. Whoever has set one already is left to it.
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, _terminate)
+        # Without a handler these end a process on the spot. Whoever has set one already is left to it.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) is signal.SIG_DFL:
+                    signal.signal(number, _terminate)
 
 
 def _terminate(number: int, _frame: FrameType | None) -> None:
-    """Make SIGTERM unwind the stack, so that what was started is taken down, and end with the usual 143."""
+    """Make SIGTERM and SIGHUP unwind the stack, so that what was started is taken down; ends with 128 + number."""
     raise SystemExit(128 + number)
 
 

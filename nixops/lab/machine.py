@@ -39,9 +39,7 @@ def require_machine() -> None:
     :raises HostFault: not root, or a program is missing (the hint names the packages).
     """
     if os.geteuid() != 0:
-        raise HostFault(
-            "the lab boots real hosts, and that needs root", hint="run this as root, or leave the lab tests out"
-        )
+        raise HostFault("the lab boots real hosts, and that needs root", hint="run this as root")
     missing = sorted({package for program, package in PROGRAMS.items() if shutil.which(program) is None})
     if missing:
         raise HostFault(

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 import yaml
 
-from nixops.errors import TemplateError
+from nixops.errors import HostFault, TemplateError
 from nixops.render.literal import Language
 from nixops.transport.command import Command, Runner
 
@@ -14,11 +14,18 @@ from nixops.transport.command import Command, Runner
 def parse_check(path: PurePosixPath, text: str, language: Language, runner: Runner) -> None:
     """Parse ``text`` as a file of ``language``. Nix needs ``nix-instantiate``, run by ``runner``.
 
+    :raises HostFault: this user may not use Nix.
     :raises TemplateError: it does not parse; ``detail`` is what the parser says.
     """
     match language:
         case Language.NIX:
             result = runner.run(Command.of("nix-instantiate", "--parse", "-", stdin=text, timeout=60.0))
+            if "/nix/var/nix" in result.err and "ermission denied" in result.err:
+                raise HostFault(
+                    "nix cannot be used by this user",
+                    hint="on Debian: be in the group nix-users, and log in again",
+                    detail=result.tail(3),
+                )
             problem = None if result.ok else result.tail()
         case Language.HCL:
             problem = _hcl(text)

@@ -22,15 +22,17 @@ from nixops.tasks.support import guarded
     },
 )
 @guarded
-def up(_: Context, hosts: int = 3, awkward: int = 0, name: str = "lab", format: str = "text") -> None:
+def up(_: Context, hosts: str = "3", awkward: str = "0", name: str = "lab", format: str = "text") -> None:
     """Boot hosts on this machine, with systemd, sshd and a nix-daemon each (needs root)."""
     from nixops.errors import UsageError
     from nixops.lab.lab import HostSpec, Lab
 
-    if hosts < 1 or not 0 <= awkward <= hosts:
+    # Text, because Invoke shows a traceback for a number that is none.
+    count, strange = (int(text) if text.isascii() and text.isdigit() else -1 for text in (hosts, awkward))
+    if count < 1 or not 0 <= strange <= count:
         raise UsageError("--hosts takes a number from 1, and --awkward one from 0 to that")
     _check_format(format)
-    specs = [HostSpec(f"lab{n:02}", "awkward" if n > hosts - awkward else "plain") for n in range(1, hosts + 1)]
+    specs = [HostSpec(f"lab{n:02}", "awkward" if n > count - strange else "plain") for n in range(1, count + 1)]
     _show(Lab.up(specs, name=name, keep=True, say=_say), format)
 
 

@@ -21,6 +21,9 @@ from nixops.tasks.support import guarded
 @guarded
 def trust(c, host, fingerprint="", yes=False, replace=False, inventory="inventory/hosts.yml"):  # type: ignore[no-untyped-def]  # invoke inspects the plain signature
     """Pin a host's key: show the one it offers, ask, and write it into the inventory."""
+    from nixops.errors import UsageError
     from nixops.inventory.trust import TrustOptions, trust_host
 
+    if host.startswith("-"):
+        raise UsageError(f"{host} is no host", hint="invoke trust HOST; its flags: invoke --help trust")
     trust_host(TrustOptions(host, fingerprint or None, yes, replace, inventory))

@@ -286,7 +286,7 @@ def runner(**changes: str | None) -> str:
             runner(limits="{CPUQuota: 400}"),
             "13:28: hosts.a.runners.r.limits.CPUQuota: ",
             "found the number 400",
-            'quote it: "400"',
+            'write "400%"',
         ),
         (runner(limits="{MemoryMax: 16GB}"), "13:29: hosts.a.runners.r.limits.MemoryMax: ", "16G or 80%", None),
         (

@@ -181,6 +181,7 @@ def test_an_evaluation_error_is_told_with_nixs_words(nix: Nix, flake: str) -> No
         nix.eval_json(f"{flake}#broken")
 
 
+@pytest.mark.nix_build
 def test_a_build_gives_a_valid_path_and_a_failed_one_its_log(nix: Nix, flake: str) -> None:
     built = nix.build(f"{flake}#good", timeout=60)
     (info,) = nix.path_info([built.out])
@@ -189,6 +190,7 @@ def test_a_build_gives_a_valid_path_and_a_failed_one_its_log(nix: Nix, flake: st
         nix.build(f"{flake}#bad", timeout=60)
 
 
+@pytest.mark.nix_build
 def test_a_build_past_its_time_shows_progress_and_no_json(nix: Nix, flake: str) -> None:
     with pytest.raises(CommandTimeout) as caught:
         nix.build(f"{flake}#slow", timeout=3)
