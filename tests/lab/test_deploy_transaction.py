@@ -181,6 +181,7 @@ def test_while_one_deploys_another_ends_with_6_and_is_told_who(setting: Setting,
     assert other.code == 6 and "since" in other.err and "deploy-runner actions2" in other.err, other
 
 
+@pytest.mark.xdist_group("transaction, second half")
 def test_power_loss_before_the_commit_boots_the_old_generation_and_is_said(
     setting: Setting, before: dict[str, str]
 ) -> None:
@@ -194,6 +195,7 @@ def test_power_loss_before_the_commit_boots_the_old_generation_and_is_said(
     assert process.returncode == 4 and "restarted" in err, err
 
 
+@pytest.mark.xdist_group("transaction, second half")
 def test_a_profile_moved_by_somebody_else_is_not_overwritten(setting: Setting, before: dict[str, str]) -> None:
     """Between the activation and the confirmation someone sets the profile: the deploy gives way, theirs stays."""
     configure(setting, _note("theirs"))
@@ -206,6 +208,7 @@ def test_a_profile_moved_by_somebody_else_is_not_overwritten(setting: Setting, b
     setting.host.exec("nix-env", "-p", "/nix/var/nix/profiles/system", "--switch-generation", number)
 
 
+@pytest.mark.xdist_group("transaction, second half")
 def test_a_crash_between_profile_and_loader_is_undone_by_the_next_run(setting: Setting, before: dict[str, str]) -> None:
     """The host dies after the profile was set and before the loader was: the next run puts the profile back."""
     configure(setting, _note("crash"))
@@ -229,6 +232,7 @@ def test_a_crash_between_profile_and_loader_is_undone_by_the_next_run(setting: S
     assert done.code == 0 and "rolled-back" in done.err, done
 
 
+@pytest.mark.xdist_group("transaction, second half")
 def test_a_guard_that_is_killed_is_replaced_by_its_watchdog(setting: Setting, before: dict[str, str]) -> None:
     """The second unit sees that the first is gone and rolls back, with no operator needed."""
     configure(setting, _note("watchdog"))
@@ -238,6 +242,7 @@ def test_a_guard_that_is_killed_is_replaced_by_its_watchdog(setting: Setting, be
     assert process.returncode == 4 and "guard was stopped" in err, err
 
 
+@pytest.mark.xdist_group("transaction, second half")
 def test_an_upgrade_of_the_host_itself_is_held_off_while_the_lease_stands(
     setting: Setting, before: dict[str, str]
 ) -> None:
@@ -258,6 +263,7 @@ def test_an_upgrade_of_the_host_itself_is_held_off_while_the_lease_stands(
     assert ran == b"" and after == b"ran\n"
 
 
+@pytest.mark.xdist_group("transaction, second half")
 def test_a_failed_roll_back_ends_with_7_and_says_what_to_do(setting: Setting, tmp_path: Any) -> None:
     """Neither generation can be activated: exit 7, never 4, with the command to run by hand."""
     configure(setting, "lab.failingUnit = true;")
@@ -274,6 +280,7 @@ def test_a_failed_roll_back_ends_with_7_and_says_what_to_do(setting: Setting, tm
     assert again.code == 0 and setting.running() == before["running"], again
 
 
+@pytest.mark.xdist_group("transaction, second half")
 def test_a_host_that_never_comes_back_ends_with_7(setting: Setting) -> None:
     """Power loss without a return: nobody knows what it runs, and that is said; the next run takes up from there."""
     configure(setting, _note("gone"))

@@ -312,7 +312,7 @@ def test_another_process_finds_the_lab_and_sees_the_same(lab: Lab) -> None:
     found = Lab.attach(lab.name)
     assert describe(found) == describe(lab)
     assert all(host["running"] for host in describe(found)["hosts"])
-    with pytest.raises(UsageError, match="there is no lab"):
+    with pytest.raises(UsageError, match="no lab named"):
         Lab.attach("nobodys")
 
 
