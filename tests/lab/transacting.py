@@ -1,0 +1,86 @@
+"""What the tests of the activation share: a host with the runner deployed, and deploys caught in a certain state."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from nixops.lab.setting import Invoked, Setting
+
+# Bounds short enough to be waited for; seconds.
+BOUNDS = {"deploy": {"activation_timeout": 12, "confirm_timeout": 25, "lease_timeout": 20}}
+
+
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+    """A host with the runner deployed, which every test of this module leaves as it found it."""
+    directory = tmp_path_factory.mktemp("transaction")
+    with Setting(directory, name=f"trans-{os.getpid()}", settings={"nix-cache02": BOUNDS}) as made:
+        first = made.invoke("deploy-runner", "--yes", "--commit")
+        assert first.code == 0, first
+        yield made
+
+
+def unchanged(setting: Setting) -> Iterator[dict[str, str]]:
+    """The state before the test; at its end the host, Forgejo, OpenBao and the checkout's content are as they were."""
+    state = setting.snapshot()
+    yield state
+    configure(setting, "")
+    assert setting.snapshot() == state
+    wait_for(lambda: not units(setting), 10, "the guard's units are gone")
+
+
+def configure(setting: Setting, nix: str) -> None:
+    """The host's own settings, edited and not committed: the checkout's revision stays what it is."""
+    setting.repo.configure("nix-cache02", nix, commit=False)
+
+
+def units(setting: Setting) -> str:
+    """Guards, watchdogs and leases that are still at work on the host."""
+    listed = setting.host.exec("systemctl", "list-units", "--no-legend", "--plain", "nixops-*", check=False)
+    return "\n".join(
+        line
+        for line in listed.stdout.decode().splitlines()
+        if line.startswith(("nixops-guard", "nixops-watchdog", "nixops-lease"))
+    )
+
+
+def deploy(setting: Setting, *args: str) -> Invoked:
+    done = setting.invoke("deploy-runner", "--yes", *args)
+    assert "Traceback" not in done.err and "a defect in nixops" not in done.err, done
+    return done
+
+
+def guard_state(setting: Setting) -> str:
+    """The state of the newest deploy, from outside."""
+    script = "d=$(ls -d /var/lib/nixops/deploys/*/ | tail -n 1); cat $d/state"
+    return setting.host.exec("sh", "-c", script, check=False).stdout.decode().strip()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        time.sleep(0.2)
+
+
+def started(setting: Setting, state: str) -> subprocess.Popen[str]:
+    """A deploy that has reached ``state``, left running."""
+    known = setting.host.exec("ls", "/var/lib/nixops/deploys").stdout.split()
+    process = setting.start("deploy-runner", "--yes")
+
+    def reached() -> bool:
+        assert process.poll() is None, process.communicate()
+        now = setting.host.exec("ls", "/var/lib/nixops/deploys").stdout.split()
+        return len(now) > len(known) and guard_state(setting) == state
+
+    wait_for(reached, 60, f"state {state}")
+    return process
+
+
+def note(word: str) -> str:
+    """A harmless change that restarts the runner: its checks then take the seconds that these tests need."""
+    return f'systemd.services.gitea-runner-actions2.restartTriggers = [ "{word}" ];'
