@@ -175,34 +175,40 @@ def machine_name(lab: str, host: str) -> str:
 # -- the one setting of the machine that is changed -------------------------------------------------------------
 
 
-def hold_inotify(directory: Path, name: str, setting: Path = INOTIFY) -> None:
+def hold_inotify(directory: Path, name: str, setting: Path = INOTIFY, record: Path = DIRECTORY) -> None:
     """Raise the machine's limit of inotify instances for as long as some lab is up; the first to come notes what
-    it was."""
-    with locked(directory / "machine.lock"):
-        noted = read_json(directory / "machine.json") or {}
+    it was.
+
+    :param record: where that is noted. The setting is the machine's, so there is one such place whatever directory
+        the labs are in: otherwise a lab of another directory would take it from those that still need it.
+    """
+    lab = str(directory / name)
+    with locked(record / "machine.lock"):
+        noted = read_json(record / "machine.json") or {}
         current = int(setting.read_text(encoding="ascii"))
-        users = [user for user in noted.get("users", []) if user != name and (directory / user).is_dir()]
+        users = [user for user in noted.get("users", []) if user != lab and Path(user).is_dir()]
         former = noted["former"] if users else current
         if noted and not users and current == noted.get("set"):
             former = noted["former"]  # every earlier user was killed, and nobody has put it back
         wanted = max(current, INOTIFY_NEEDED)
-        write_json(directory / "machine.json", {"former": former, "set": wanted, "users": [*users, name]})
+        write_json(record / "machine.json", {"former": former, "set": wanted, "users": [*users, lab]})
         setting.write_text(str(wanted), encoding="ascii")
 
 
-def release_inotify(directory: Path, name: str, setting: Path = INOTIFY) -> None:
+def release_inotify(directory: Path, name: str, setting: Path = INOTIFY, record: Path = DIRECTORY) -> None:
     """The last lab to go puts the limit back to what it was, unless somebody else has changed it since."""
-    with locked(directory / "machine.lock"):
-        noted = read_json(directory / "machine.json")
+    lab = str(directory / name)
+    with locked(record / "machine.lock"):
+        noted = read_json(record / "machine.json")
         if not noted:
             return
-        users = [user for user in noted["users"] if user != name and (directory / user).is_dir()]
+        users = [user for user in noted["users"] if user != lab and Path(user).is_dir()]
         if users:
-            write_json(directory / "machine.json", {**noted, "users": users})
+            write_json(record / "machine.json", {**noted, "users": users})
             return
         if int(setting.read_text(encoding="ascii")) == noted["set"]:
             setting.write_text(str(noted["former"]), encoding="ascii")
-        (directory / "machine.json").unlink()
+        (record / "machine.json").unlink()
 
 
 def taken_subnets(directory: Path, names: Sequence[str]) -> list[ipaddress.IPv4Network]:

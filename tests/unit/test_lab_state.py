@@ -161,50 +161,62 @@ def labs_of(tmp_path: Path, *names: str) -> Path:
 
 def test_the_last_lab_to_go_puts_the_setting_back(tmp_path: Path, setting: Path) -> None:
     labs = labs_of(tmp_path, "a", "b")
-    state.hold_inotify(labs, "a", setting)
-    state.hold_inotify(labs, "b", setting)
+    state.hold_inotify(labs, "a", setting, labs)
+    state.hold_inotify(labs, "b", setting, labs)
     assert setting.read_text() == "8192"
-    state.release_inotify(labs, "a", setting)
+    state.release_inotify(labs, "a", setting, labs)
     assert setting.read_text() == "8192"
-    state.release_inotify(labs, "b", setting)
+    state.release_inotify(labs, "b", setting, labs)
     assert setting.read_text() == "128"
     assert not (labs / "machine.json").exists()
-    state.release_inotify(labs, "b", setting)
+    state.release_inotify(labs, "b", setting, labs)
+    assert setting.read_text() == "128"
+
+
+def test_a_lab_of_another_directory_does_not_take_the_setting_from_those_that_need_it(
+    tmp_path: Path, setting: Path
+) -> None:
+    labs, others = labs_of(tmp_path / "1", "a"), labs_of(tmp_path / "2", "b")
+    state.hold_inotify(others, "b", setting, labs)
+    state.hold_inotify(labs, "a", setting, labs)
+    state.release_inotify(others, "b", setting, labs)
+    assert setting.read_text() == "8192"
+    state.release_inotify(labs, "a", setting, labs)
     assert setting.read_text() == "128"
 
 
 def test_a_lab_whose_directory_is_gone_holds_nothing(tmp_path: Path, setting: Path) -> None:
     labs = labs_of(tmp_path, "a", "killed")
-    state.hold_inotify(labs, "killed", setting)
-    state.hold_inotify(labs, "a", setting)
+    state.hold_inotify(labs, "killed", setting, labs)
+    state.hold_inotify(labs, "a", setting, labs)
     (labs / "killed").rmdir()
-    state.release_inotify(labs, "a", setting)
+    state.release_inotify(labs, "a", setting, labs)
     assert setting.read_text() == "128"
 
 
 def test_the_former_value_outlives_a_kill_of_every_user(tmp_path: Path, setting: Path) -> None:
     labs = labs_of(tmp_path, "killed", "next")
-    state.hold_inotify(labs, "killed", setting)
+    state.hold_inotify(labs, "killed", setting, labs)
     (labs / "killed").rmdir()
-    state.hold_inotify(labs, "next", setting)
-    state.release_inotify(labs, "next", setting)
+    state.hold_inotify(labs, "next", setting, labs)
+    state.release_inotify(labs, "next", setting, labs)
     assert setting.read_text() == "128"
 
 
 def test_what_somebody_else_set_meanwhile_is_left_alone(tmp_path: Path, setting: Path) -> None:
     labs = labs_of(tmp_path, "a")
-    state.hold_inotify(labs, "a", setting)
+    state.hold_inotify(labs, "a", setting, labs)
     setting.write_text("500\n")
-    state.release_inotify(labs, "a", setting)
+    state.release_inotify(labs, "a", setting, labs)
     assert setting.read_text() == "500\n"
 
 
 def test_a_limit_that_is_higher_already_stays(tmp_path: Path, setting: Path) -> None:
     setting.write_text("65536\n")
     labs = labs_of(tmp_path, "a")
-    state.hold_inotify(labs, "a", setting)
+    state.hold_inotify(labs, "a", setting, labs)
     assert setting.read_text().strip() == "65536"
-    state.release_inotify(labs, "a", setting)
+    state.release_inotify(labs, "a", setting, labs)
     assert setting.read_text().strip() == "65536"
 
 
