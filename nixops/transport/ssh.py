@@ -141,18 +141,19 @@ class SshRunner:
             raise_if_cancelled()
             try:
                 return transport.open_session(timeout=CHANNEL_PATIENCE)
-            except paramiko.ChannelException as error:
-                # Somebody else's sshd may allow fewer sessions: one of ours may end in time.
+            except (paramiko.SSHException, EOFError, OSError) as error:
+                if not transport.is_active():
+                    message = f"the connection to {self.host} was lost before a command could start"
+                    raise ConnectionLost(message) from None
+                # Somebody else's sshd may allow fewer sessions: one of ours may end in time. A refusal is not always
+                # a ChannelException: paramiko keeps one for the whole connection, so that of two threads refused at
+                # the same moment the second gets a bare SSHException.
                 if patience.passed:
                     raise HostFault(
-                        f"{self.host} opens no further session: {error.text}",
+                        f"{self.host} opens no further session: {error}",
                         hint="MaxSessions in its sshd_config bounds the commands that run at once",
                     ) from None
                 threading.Event().wait(TICK)
-            except (paramiko.SSHException, EOFError, OSError) as error:
-                if transport.is_active():
-                    raise HostFault(f"{self.host} opens no session: {error}") from None
-                raise ConnectionLost(f"the connection to {self.host} was lost before a command could start") from None
 
     def _once(
         self,

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import paramiko
 import pytest
@@ -89,6 +90,22 @@ def test_a_refused_session_is_asked_for_again_when_another_has_ended(lab: Lab) -
         for thread in threads:
             thread.join()
     assert results == [0, 0, 0]
+
+
+def test_a_refusal_whose_reason_paramiko_gave_to_another_thread_is_asked_for_again_too(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = paramiko.Transport.open_session
+    refusals = iter([paramiko.SSHException("Unable to open channel."), None])
+
+    def open_session(transport: paramiko.Transport, *args: Any, **kwargs: Any) -> paramiko.Channel:
+        if refusal := next(refusals):
+            raise refusal
+        return real(transport, *args, **kwargs)
+
+    monkeypatch.setattr(paramiko.Transport, "open_session", open_session)
+    with lab.runner() as runner:
+        assert runner.run(Command.of("true")).code == 0
 
 
 def test_a_host_that_opens_no_session_is_a_host_fault(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
