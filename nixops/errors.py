@@ -114,6 +114,18 @@ class CheckAndSetLost(VaultError):
     """Somebody wrote the same KV entry at the same time; theirs stands."""
 
 
+class RegistryError(NixopsError):
+    """A registry refused, failed or did not answer; or it does not hold what was pushed to it."""
+
+
+class PushFailed(NixopsError):
+    """An image could not be pushed; the tag is where it was."""
+
+
+class CacheIncomplete(NixopsError):
+    """A binary cache lacks paths, or serves them without a signature by our key. ``detail`` lists them."""
+
+
 class SecretUnavailable(NixopsError):
     """A secret that the inventory refers to cannot be read from where it says; nothing was changed."""
 
@@ -189,6 +201,10 @@ class HostKeyUnknown(Unreachable):
 
 class HostKeyChanged(Unreachable):
     """The host offers another key than the pinned one."""
+
+
+class NoBuilder(Unreachable):
+    """No builder of a system can be used. ``detail`` says why for each."""
 
 
 # -- 4, 5, 6, 7 -----------------------------------------------------------------------------------------------

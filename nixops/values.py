@@ -119,3 +119,90 @@ class RelPath(_Checked):
     __slots__ = ()
     pattern = re.compile(r"(?!.*(^|/)\.{1,2}(/|$))[A-Za-z0-9_.{}+-]+(/[A-Za-z0-9_.{}+-]+)*")
     what = "a relative path inside the checkout"
+
+
+class System(_Checked):
+    """A Nix system: ``x86_64-linux``."""
+
+    __slots__ = ()
+    pattern = re.compile(r"[a-z][a-z0-9_]{0,31}-[a-z][a-z0-9]{0,31}")
+    what = "a Nix system (such as x86_64-linux)"
+
+
+class FlakeRef(_Checked):
+    """Where a flake is: a path, or a reference such as ``github:owner/repo/branch`` (``nix flake --help``).
+
+    A narrower grammar than Nix's: no white space, no quotes, no ``$``, no leading dash, and no ``#``, since the
+    attribute is a value of its own.
+    """
+
+    __slots__ = ()
+    pattern = re.compile(r"[A-Za-z0-9_./~][A-Za-z0-9_./~:?&=%@+,-]{0,1023}")
+    what = "a flake reference (a path or a URL such as github:owner/repo, without the #attribute)"
+
+    @property
+    def is_path(self) -> bool:
+        """Whether it is a directory on this machine: ``.``, ``../app``, ``/srv/app``, ``~/app``."""
+        return self.startswith((".", "/", "~"))
+
+
+class AttrPath(_Checked):
+    """A flake's attribute: ``docker``, ``packages.{system}.docker``. ``{system}`` is filled in for each system."""
+
+    __slots__ = ()
+    _part = r"([A-Za-z_][A-Za-z0-9_-]*|\{system\})"
+    pattern = re.compile(rf"(?=.{{1,512}}$){_part}(\.{_part})*")
+    what = "an attribute path (names joined by '.', with {system} where a system stands)"
+
+
+class RegistryName(_Checked):
+    """A registry as image references name it: its host, and its port where it is not the usual one."""
+
+    __slots__ = ()
+    pattern = re.compile(
+        r"(localhost|(?=[^:]*\.)[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|[A-Za-z0-9][A-Za-z0-9-]*(?=:)|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?"
+    )
+    what = "a registry (host or host:port, such as registry.example.org:5000)"
+
+
+class ImageReference(_Checked):
+    """An image in a registry, by tag: ``registry.example.org:5000/team/app:1.2``.
+
+    The grammar is the distribution project's, with the registry and the tag required: what is left out elsewhere
+    means somebody's default. ``docker://`` may stand before it and is not part of the value.
+    """
+
+    __slots__ = ()
+    _component = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+    pattern = re.compile(
+        rf"(?P<registry>{RegistryName.pattern.pattern})/(?P<repository>{_component}(?:/{_component})*)"
+        r":(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})"
+    )
+    what = "an image reference (registry/repository:tag; the repository in small letters)"
+
+    def __new__(cls, value: str) -> Self:
+        self = super().__new__(cls, value.removeprefix("docker://"))
+        if len(self.repository) > 255:
+            raise ValueError(f"{value!r} is not {cls.what}: the repository has more than 255 characters")
+        return self
+
+    def _group(self, name: str) -> str:
+        found = self.pattern.fullmatch(self)
+        assert found is not None  # __new__ saw to it
+        return found[name]
+
+    @property
+    def registry(self) -> RegistryName:
+        return RegistryName(self._group("registry"))
+
+    @property
+    def repository(self) -> str:
+        return self._group("repository")
+
+    @property
+    def tag(self) -> str:
+        return self._group("tag")
+
+    def tagged(self, tag: str) -> ImageReference:
+        """The same repository under another tag."""
+        return ImageReference(f"{self.registry}/{self.repository}:{tag}")

@@ -31,6 +31,7 @@ def cross_check(inventory: Inventory, tree: Branch, groups: Sequence[str]) -> li
         *_text(tree),
         *_placeholders(inventory, tree),
         *_default(inventory, tree),
+        *_cache(inventory, tree),
         *_addresses(inventory, tree),
         *_kv_entries(inventory, tree),
     ]
@@ -80,6 +81,11 @@ def _default(inventory: Inventory, tree: Branch) -> Iterator[Problem]:
     default = inventory.default
     if default is None:
         return
+    if default.image is not None and default.image not in inventory.images:
+        hint = nearest.hint(default.image, inventory.images, what="images")
+        yield _at(tree, "default", "image", message=f"there is no image {shorten(default.image)}", hint=hint)
+    if default.host is None:
+        return
     host = inventory.hosts.get(default.host)
     if host is None:
         hint = nearest.hint(default.host, inventory.hosts, what="hosts")
@@ -95,6 +101,13 @@ def _default(inventory: Inventory, tree: Branch) -> Iterator[Problem]:
             managed = [n for n, r in host.runners.items() if isinstance(r, ManagedRunner)]
             hint = f"its managed runners: {nearest.listing(managed)}"
             yield _at(tree, "default", "runner", message=message, hint=hint)
+
+
+def _cache(inventory: Inventory, tree: Branch) -> Iterator[Problem]:
+    cache = inventory.cache
+    if cache is not None and cache.host not in inventory.hosts:
+        hint = nearest.hint(cache.host, inventory.hosts, what="hosts")
+        yield _at(tree, "cache", "host", message=f"there is no host {shorten(cache.host)}", hint=hint)
 
 
 def _addresses(inventory: Inventory, tree: Branch) -> Iterator[Problem]:

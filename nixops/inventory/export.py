@@ -34,7 +34,7 @@ def to_json(loaded: Loaded, host: str | None = None) -> dict[str, Any]:
     inventory = loaded.inventory
     sections = {
         name: shown(value) if (value := getattr(inventory, name)) is not None else None
-        for name in ("default", "forge", "vault", "config")
+        for name in ("default", "forge", "vault", "config", "build", "images", "registries", "cache")
     }
     hosts = {}
     for name, settings in _hosts(loaded, host):

@@ -27,7 +27,7 @@ from nixops.inventory.source import read_text
 from nixops.values import HostName, RunnerName
 
 DEFAULT_FILE: Final = Path("inventory/hosts.yml")
-_SERVICES: Final = ("forge", "vault", "config", "default")
+_SERVICES: Final = ("forge", "vault", "config", "default", "build", "images", "registries", "cache")
 _SECTIONS: Final = (*_SERVICES, "defaults", "groups", "hosts")
 # Names that Ansible's inventory format gives a meaning of its own.
 _RESERVED: Final = ("all", "ungrouped", "_meta")
@@ -109,8 +109,8 @@ class Loaded:
         """
         default = self.inventory.default
         if host is None:
-            if default is None:
-                raise UsageError(f"{self.file}: which runner? The inventory has no default", hint=self._choices())
+            if default is None or default.host is None:
+                raise UsageError(f"{self.file}: which runner? The inventory has no default host", hint=self._choices())
             host = default.host
         host_name, settings = self.host(host)
         if runner is None:

@@ -28,7 +28,21 @@ _TABLES: Final[tuple[tuple[type[BaseModel], str, str], ...]] = (
         "The flake, and where in it rendered files go. `{host}`, `{runner}` and `{repo}` are filled in. Needed by "
         "managed runners.",
     ),
-    (model.Default, "default", "What a task called without `--host` and `--runner` works on."),
+    (model.Default, "default", "What a task called without `--host`, `--runner` and `--image` works on."),
+    (model.Build, "build", "The pool of builders, beside the hosts that have `builder:`, and its bounds."),
+    (
+        model.Ec2Pool,
+        "build.ec2",
+        "Builders found in EC2, with credentials by boto3's own chain. An instance's `Name` tag, or its id, names it.",
+    ),
+    (model.Image, "images.NAME", "An image, built once for each system, natively."),
+    (
+        model.Registry,
+        "registries.HOST",
+        "How to talk to a registry. The login is `user` and `password`, or `docker_config`, or `ecr`; without any of "
+        "them, the operator's docker configuration is asked.",
+    ),
+    (model.BinaryCache, "cache", "The binary cache that `warm-cache` fills and asks."),
     (
         model.Host,
         "hosts.NAME",
@@ -45,7 +59,7 @@ _TABLES: Final[tuple[tuple[type[BaseModel], str, str], ...]] = (
     ),
     (model.Scope, "scope", "Whose jobs a registration admits: exactly one of these keys."),
     (model.TokenEntry, "token", "With several connections each has an entry of its own, `<path>-<owner>-<repo>`."),
-    (model.Cache, "cache", "The runner's actions cache."),
+    (model.Cache, "hosts.NAME.runners.NAME.cache", "The runner's actions cache."),
     (model.Limits, "limits", "Limits of the runner's unit, under systemd's own names."),
     (model.Workflow, "workflow", "What is rendered for each trusted repository."),
     (
@@ -123,6 +137,7 @@ the inventory's names, which is how `known-hosts` writes them.
 ```text
 {"schema": "nixops/inventory/1", "file": "inventory/hosts.yml",
  "default": {…} | null, "forge": {…} | null, "vault": {…}, "config": {…} | null,
+ "build": {…}, "images": {…}, "registries": {…}, "cache": {…} | null,
  "hosts": {"NAME": {"settings": {…as below…},
                     "origins": {"ssh.keepalive": {"kind": "default | group NAME | host | built-in",
                                                   "file": "…" | null, "line": 12 | null, "column": 5 | null}, …}}}}

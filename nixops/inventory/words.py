@@ -39,6 +39,8 @@ _PACKAGE: Final = "a package's attribute in nixpkgs, such as gitMinimal"
 _LABEL: Final = "a label with its schema, such as native:host or ubuntu:docker://node:22-bookworm"
 _REPOSITORY: Final = "a repository, owner/name"
 _YES_NO: Final = "true or false"
+_SYSTEM: Final = "a Nix system, such as x86_64-linux"
+_COUNT: Final = "a whole number from 0"
 _LIMIT_HINT: Final = "systemd.resource-control(5)"
 
 WORDS: Final[Mapping[str, Mapping[str, Word]]] = {
@@ -47,11 +49,86 @@ WORDS: Final[Mapping[str, Mapping[str, Word]]] = {
         "vault": Word("a mapping", "{address: https://vault.example.org:8200}", "The OpenBao (or Vault)."),
         "config": Word("a mapping", "{flake: ../nixos-servers}", "The flake, and where in it rendered files go."),
         "default": Word("a mapping", "{host: nix-cache02, runner: actions2}", "What a task called bare works on."),
+        "build": Word("a mapping", "{probe_timeout: 5}", "The pool of builders and its bounds."),
+        "images": Word(
+            "a mapping of names to images",
+            "{app: {flake: ../app, attribute: docker, systems: [x86_64-linux]}}",
+            "The images that `build-image` builds by name.",
+        ),
+        "registries": Word(
+            "a mapping of registries to their logins",
+            "{registry.example.org: {user: ci, password: {env: REGISTRY_TOKEN}}}",
+            "How to talk to a registry, where the docker configuration does not say it.",
+        ),
+        "cache": Word(
+            "a mapping",
+            '{url: http://cache.lan, host: c1, public_keys: ["c:MTIzNDU2Nzg5MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTI="]}',
+            "The binary cache that hosts substitute from.",
+        ),
         "hosts": Word("a mapping of names to hosts", "{nix-cache02: {address: nix-cache02.example.org}}", "The hosts."),
     },
     "Default": {
         "host": Word("a host's name", "nix-cache02", "The host."),
         "runner": Word("a runner's name", "actions2", "The runner; may be left out where the host has only one."),
+        "image": Word("an image's name", "app", "The image that `build-image` builds."),
+    },
+    "Build": {
+        "ssh_key": Word(
+            REFERENCE,
+            "{aws: nix-runner-ssh-key}",
+            "The private key for the builders' logins; else `ssh.identity_file`.",
+        ),
+        "machines": Word(_TEXT, "/etc/nix/machines", "A file in Nix's machines format whose builders join the pool."),
+        "ec2": Word("a mapping", "{tags: {Role: nix-builder}}", "Builders found in EC2 by tag join the pool."),
+        "probe_timeout": Word(
+            "a number of seconds, above 0 and at most 300", "5", "How long all builders are waited for."
+        ),
+        "build_timeout": Word(_SECONDS, "7200", "How long one system's build may take."),
+        "push_timeout": Word(_SECONDS, "3600", "How long one system's push may take."),
+        "quarantine": Word("a number of seconds, at most 86400", "300", "How long a builder that failed is left out."),
+        "min_free": Word(_COUNT + " (MiB)", "1024", "A builder with less free store space is left out."),
+    },
+    "Ec2Pool": {
+        "tags": Word("a mapping of tags to values", "{Role: nix-builder}", "What an instance must be tagged with."),
+        "regions": Word("a list of regions", "[eu-central-1]", "Where to look; empty: boto3's own.", item="a region"),
+        "address": Word("private or public", "private", "Which of its addresses to connect to."),
+        "host_key_tag": Word("a tag's name", "ssh-host-key", "The tag that holds its SSH host key."),
+        "user": Word("a login name", "root", "Whom to log in as."),
+        "port": Word("a whole number from 1 to 65535", "22", "The port of its sshd."),
+        "builder": Word("a mapping", "{max_jobs: 8}", "What each of them can do."),
+    },
+    "Image": {
+        "flake": Word("a flake reference", "../app", "The flake; a path is relative to the inventory."),
+        "attribute": Word(
+            "an attribute path",
+            "docker",
+            "The image in it: `docker` is `packages.{system}.docker`, or say where `{system}` stands.",
+        ),
+        "systems": Word(
+            "a list of Nix systems", "[x86_64-linux, aarch64-linux]", "What it is built for.", item=_SYSTEM
+        ),
+        "destination": Word("registry/repository:tag", "registry.example.org/app:latest", "Where `--push` takes it."),
+        "provenance": Word(_YES_NO, "false", "Attach an in-toto statement of how it was built, as `--provenance`."),
+    },
+    "Registry": {
+        "user": Word(_TEXT, "ci", "Log in as this user."),
+        "password": Word(REFERENCE, "{env: REGISTRY_TOKEN}", "With this password or token."),
+        "docker_config": Word(_TEXT, "~/.docker/config.json", "Log in as this file says, credential helpers too."),
+        "ecr": Word("true", "true", "Log in with a token from AWS; a registry with ECR's name needs no entry."),
+        "ca_file": Word(_TEXT, "registry-ca.pem", "A CA certificate to trust, relative to the inventory."),
+        "tls": Word(_YES_NO, "true", "False: plain HTTP, which shows the login to the network."),
+        "timeout": Word(_SECONDS, "30", "How long one request may take."),
+    },
+    "BinaryCache": {
+        "url": Word(_URL, "https://cache.example.org", "Where hosts substitute from."),
+        "host": Word("a host's name", "nix-cache02", "Whose store it serves: systems are built there."),
+        "public_keys": Word(
+            "a list of public keys, name:base64",
+            '["cache.example.org:MTIzNDU2Nzg5MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTI="]',
+            "Our keys; every path must be signed by one.",
+            item="a public key, name:base64",
+        ),
+        "ca_file": Word(_TEXT, "cache-ca.pem", "A CA certificate to trust, relative to the inventory."),
     },
     "Forge": {
         "url": Word(_URL, "https://code.example.org", "The forge's address, as runners use it too."),
@@ -100,7 +177,7 @@ WORDS: Final[Mapping[str, Mapping[str, Word]]] = {
             item="an OpenSSH public key, such as ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI…",
         ),
         "sudo_password": Word(REFERENCE, "{command: [pass, show, nix-cache02]}", "What sudo asks for, if it asks."),
-        "system": Word("a Nix system", "x86_64-linux", "What it runs."),
+        "system": Word(_SYSTEM, "x86_64-linux", "What it runs."),
         "groups": Word(_NAMES, "[cache, builders]", "Its groups, the last one strongest.", item="a group's name"),
         "builder": Word("a mapping", "{max_jobs: 8}", "Present on a host that builds for others."),
         "ssh": Word("a mapping", "{identity_file: ~/.ssh/id_ed25519}", "How to connect."),
@@ -130,7 +207,7 @@ WORDS: Final[Mapping[str, Mapping[str, Word]]] = {
             "a list of Nix systems",
             "[aarch64-linux]",
             "What it builds for; empty: its own system.",
-            item="a Nix system",
+            item=_SYSTEM,
         ),
     },
     "Deploy": {

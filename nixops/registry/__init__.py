@@ -1,0 +1,1 @@
+"""Speaking to registries: image manifests, indexes, referrers, logins (OCI distribution specification)."""
