@@ -34,7 +34,7 @@ class PoolBuilder:
         return self.target.name
 
     def takes(self, system: System, required: frozenset[str]) -> bool:
-        """Whether Nix's own rules let it build this: its system, all required features, all mandatory ones asked for."""
+        """Whether Nix's own rules let it build this: its system, required features, mandatory ones asked for."""
         known = self.features | self.mandatory_features
         return system in self.systems and required <= known and self.mandatory_features <= required
 
