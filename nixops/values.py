@@ -132,12 +132,14 @@ class System(_Checked):
 class FlakeRef(_Checked):
     """Where a flake is: a path, or a reference such as ``github:owner/repo/branch`` (``nix flake --help``).
 
-    A narrower grammar than Nix's: no white space, no quotes, no ``$``, no leading dash, and no ``#``, since the
-    attribute is a value of its own.
+    A narrower grammar than Nix's: no white space, no quotes, no ``$``, no leading dash, no ``#``, since the
+    attribute is a value of its own, and no password in a URL, since the reference is shown and recorded.
     """
 
     __slots__ = ()
-    pattern = re.compile(r"[A-Za-z0-9_./~][A-Za-z0-9_./~:?&=%@+,-]{0,1023}")
+    pattern = re.compile(
+        r"(?=.{1,1024}$)(?!.*://[^/?]*:[^/?]*@)[A-Za-z0-9_./~][A-Za-z0-9_./~:%@+,=-]*(\?[A-Za-z0-9_./~:&=%@+,-]*)?"
+    )
     what = "a flake reference (a path or a URL such as github:owner/repo, without the #attribute)"
 
     @property

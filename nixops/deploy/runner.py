@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 from nixops.deploy import journal as journals
@@ -18,10 +16,12 @@ from nixops.deploy.plan import Plan, Subject, make_plan
 from nixops.deploy.result import BY_EXIT_CODE, Document, HostResult, Outcome
 from nixops.deploy.session import Session
 from nixops.deploy.show import show_checks, show_plan
-from nixops.errors import ChecksFailed, Declined, Defect, HostFault, Interrupted, NixopsError, UsageError
+from nixops.errors import ChecksFailed, Declined, HostFault, Interrupted, NixopsError, UsageError
 from nixops.inventory.load import load, locate
 from nixops.render.state import commit_files
 from nixops.secret import Redactor
+from nixops.ui.ending import terminated_like_interrupted, told
+from nixops.ui.question import answered_yes
 from nixops.ui.report import Reporter
 from nixops.verify.model import CheckResult
 
@@ -58,7 +58,7 @@ def task_session(options: DeployOptions, schema: str) -> Iterator[tuple[Session,
         raise UsageError(f"--format {options.format} is not known", hint="text or json")
     redactor = Redactor()
     reporter = Reporter(redactor, quiet=options.json)
-    with _terminated_like_interrupted():
+    with terminated_like_interrupted():
         try:
             loaded = load(locate(options.inventory, Path.cwd()))
             host_name, runner_name = loaded.target(options.host, options.runner)
@@ -72,37 +72,11 @@ def task_session(options: DeployOptions, schema: str) -> Iterator[tuple[Session,
         except (Exception, KeyboardInterrupt) as caught:
             if os.environ.get("NIXOPS_TRACEBACK") and not isinstance(caught, NixopsError):
                 raise
-            error = _told(caught, redactor)
+            error = told(caught, redactor)
             if options.json and not reporter.documented:
                 outcome = BY_EXIT_CODE.get(error.exit_code, Outcome.FAILED)
                 reporter.document(Document(schema, outcome, [], str(error)).dumps())
             raise error from None
-
-
-def _told(caught: BaseException, redactor: Redactor) -> NixopsError:
-    """What leaves a task: an error of ours, with the secrets in its texts replaced."""
-    error = caught if isinstance(caught, NixopsError) else Interrupted("interrupted")
-    if isinstance(caught, Exception) and not isinstance(caught, NixopsError):
-        error = Defect.of(caught)
-    error.message = redactor.clean(error.message)
-    error.hint = redactor.clean(error.hint) if error.hint else None
-    error.detail = redactor.clean(error.detail) if error.detail else None
-    return error
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """TERM and HUP end a task as Ctrl-C does: after taking back what was begun."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def deploy_runner(options: DeployOptions) -> None:
@@ -162,8 +136,7 @@ def _ask(options: DeployOptions) -> None:
         return
     if options.json or not sys.stdin.isatty():
         raise UsageError("nobody can be asked: stdin is not a terminal, or the output is JSON", hint="say --yes")
-    print("Deploy? [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+    if not answered_yes("Deploy?"):
         raise Declined("not deployed: the answer was no; nothing was changed")
 
 

@@ -119,9 +119,12 @@ class Loaded:
                 runner = default.runner
             elif len(managed) == 1:
                 runner = managed[0]
+            elif managed:
+                raise UsageError(
+                    f"{self.file}: which runner on {host_name}? Name one with --runner", hint=self._choices()
+                )
             else:
-                found = f"which runner on {host_name}?" if managed else f"host {host_name} has no managed runner;"
-                raise UsageError(f"{self.file}: {found} Name one with --runner", hint=self._choices())
+                raise UsageError(f"{self.file}: host {host_name} has no managed runner", hint=self._choices())
         return host_name, self.runner(host_name, runner)[0]
 
     @staticmethod

@@ -11,6 +11,7 @@ from nixops.errors import Declined, HostKeyChanged, UsageError
 from nixops.inventory.edit import write_host_key
 from nixops.inventory.load import Loaded, load, locate
 from nixops.transport.hostkey import HostKey
+from nixops.ui.question import answered_yes
 from nixops.values import HostName
 
 
@@ -151,7 +152,4 @@ def ask_on_terminal(question: str) -> bool:
             "nobody can be asked whether the key is right: stdin is not a terminal",
             hint="say --yes --fingerprint SHA256:…",
         )
-    print(
-        f"{question} Compare it with ssh-keygen -lf on the host's console. [y/N] ", end="", file=sys.stderr, flush=True
-    )
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    return answered_yes(f"{question} Compare it with ssh-keygen -lf on the host's console.")

@@ -43,10 +43,9 @@ class Demo:
 
     def run(self, *args: str, code: int, show: Callable[[str], bool] = lambda _: True) -> Invoked:
         print(f"   $ invoke {' '.join(args)}", flush=True)
-        done = self.setting.invoke(*args)
-        for line in [*done.out.splitlines(), *done.err.splitlines()]:
-            if show(line):
-                print("     " + line)
+        done = self.setting.invoke(
+            *args, on_line=lambda line: print("     " + line, flush=True) if show(line) else None
+        )
         expect(done.code == code, f"it ended with {done.code}, not {code}:\n{done!r}")
         return done
 

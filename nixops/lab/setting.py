@@ -9,11 +9,12 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import IO, Any, Final, Self
 
 from nixops.errors import HostFault
 from nixops.lab.forgejo_server import ForgejoServer
@@ -155,19 +156,49 @@ class Setting:
         inventory = () if "--inventory" in args else ("--inventory", str(self.repo.inventory_file))
         return [sys.executable, "-m", "invoke", *args, *inventory]
 
-    def invoke(self, *args: str, environ: dict[str, str] | None = None, timeout: float = 300.0) -> Invoked:
-        """Run a task to its end."""
-        done = subprocess.run(
+    def invoke(
+        self,
+        *args: str,
+        environ: dict[str, str] | None = None,
+        timeout: float = 300.0,
+        on_line: Callable[[str], None] = lambda _: None,
+    ) -> Invoked:
+        """Run a task to its end.
+
+        :param on_line: gets each line of either stream as it comes, from two threads.
+        """
+        process = subprocess.Popen(
             self.command(*args),
             cwd=TOP,
             env={**self.environ, **(environ or {})},
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=timeout,
-            check=False,
         )
-        return Invoked(done.returncode, done.stdout, done.stderr)
+        texts: dict[str, list[str]] = {"out": [], "err": []}
+
+        def follow(stream: IO[str], lines: list[str]) -> None:
+            for line in stream:
+                lines.append(line)
+                on_line(line.rstrip("\n"))
+
+        assert process.stdout is not None and process.stderr is not None
+        readers = [
+            threading.Thread(target=follow, args=(process.stdout, texts["out"]), daemon=True),
+            threading.Thread(target=follow, args=(process.stderr, texts["err"]), daemon=True),
+        ]
+        for reader in readers:
+            reader.start()
+        try:
+            code = process.wait(timeout)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        for reader in readers:
+            reader.join()
+        return Invoked(code, "".join(texts["out"]), "".join(texts["err"]))
 
     def start(self, *args: str, environ: dict[str, str] | None = None) -> subprocess.Popen[str]:
         """Start a task and leave it running, to kill it or to cut its network.
