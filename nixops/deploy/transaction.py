@@ -128,8 +128,13 @@ class _Attempt:
         self.reporter = reporter
         self.lease = lease
         self.sure = False
+        self._last: GuardState | None = None
 
     def _said(self, state: GuardState) -> None:
+        # A host that is away says the same every second.
+        if state == self._last:
+            return
+        self._last = state
         self.reporter.say(f"    {state.name}{': ' + state.reason if state.reason else ''}", "dim")
 
     def start(self, facts: HostFacts) -> None:

@@ -26,6 +26,7 @@ from nixops.transport.exec import (
     chunks,
     raise_if_cancelled,
 )
+from nixops.transport.fleet import fan_out
 from nixops.transport.hostkey import fingerprint
 from nixops.transport.sshchannel import Exchange
 from nixops.transport.sshconnect import Link, connect, offered_host_key
@@ -176,7 +177,8 @@ class SshRunner:
             line = start.shell_line if start else command.shell_line()
             exchange = Exchange(channel, line, command, self.host, start.stderr if start else None)
             try:
-                result = exchange.run(start.stdin(stdin) if start else stdin, stdout, on_line, timeout)
+                source = start.stdin(stdin) if start else stdin
+                result = _aside(lambda: exchange.run(source, stdout, on_line, timeout))
             except BaseException as error:
                 if not isinstance(error, ConnectionLost):
                     self._stop(exchange, start)
@@ -237,6 +239,18 @@ class _SudoGate:
                 self._refused = error
                 raise
             self._passed = True
+
+
+def _aside(work: Callable[[], Result]) -> Result:
+    """``work`` in a thread of its own where this is the main one, the only one that a KeyboardInterrupt strikes.
+
+    Struck between paramiko's ``lock.acquire()`` and the ``try`` behind it, the lock would stay taken for good, and
+    whoever asks the channel next would wait for ever. The interrupt stops ``work`` by cancelling it instead.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    (outcome,) = fan_out((None,), lambda _: work(), limit=1)
+    return outcome.unwrap()
 
 
 def _cleaned(on_line: LineSink | None, redactor: Redactor) -> LineSink | None:

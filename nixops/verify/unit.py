@@ -245,7 +245,8 @@ def _unit(name: str, block: str, process: str, uptime: float, memory: int) -> Un
     about = _pairs(process)
     groups = {g for key in ("member", "named", "group") for value in about.get(key, ()) for g in value.split()}
     main = None
-    if "Uid" in about:
+    # A process may end while its files are read one after the other: then there is none.
+    if "Uid" in about and about.get("nice", ("",))[0]:
         main = ProcessFacts(
             pid=int(about["pid"][0]),
             uid=int(about["Uid"][0].split()[1]),

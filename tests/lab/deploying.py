@@ -15,6 +15,7 @@ from nixops.lab.setting import Invoked, Setting
 
 HOST = "nix-cache02"
 NAME = f"{HOST}-native"
+TOKEN = "forgejo-runner-token-native"
 
 
 def setting_for(directory: Path, name: str, **options: Any) -> Setting:

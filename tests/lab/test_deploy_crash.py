@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -97,34 +96,3 @@ def test_an_upgrade_of_the_host_itself_is_held_off_while_the_lease_stands(
     setting.host.exec("rm", "/run/systemd/system/nixos-upgrade.service", "/var/log/nixos-upgrade.ran")
     setting.host.exec("systemctl", "daemon-reload")
     assert ran == b"" and after == b"ran\n"
-
-
-def test_a_failed_roll_back_ends_with_7_and_says_what_to_do(setting: Setting, tmp_path: Any) -> None:
-    """Neither generation can be activated: exit 7, never 4, with the command to run by hand."""
-    configure(setting, "lab.failingUnit = true;")
-    setting.host.exec("sh", "-c", "mkdir -p /run/nixos; echo 2 >/run/nixos/lab-activation-exit")
-    before = setting.snapshot()
-    done = deploy(setting)
-    assert done.code == 7 and "switch-to-configuration test" in done.err and "act now" in done.err, done
-    assert setting.boot_default() == before["boot default"]
-    # Mended by hand, as the message says; then everything is as it was.
-    setting.host.exec("rm", "/run/nixos/lab-activation-exit")
-    setting.host.exec(f"{before['running']}/bin/switch-to-configuration", "test")
-    configure(setting, "")
-    again = deploy(setting)
-    assert again.code == 0 and setting.running() == before["running"], again
-
-
-def test_a_host_that_never_comes_back_ends_with_7(setting: Setting) -> None:
-    """Power loss without a return: nobody knows what it runs, and that is said; the next run takes up from there."""
-    configure(setting, note("gone"))
-    running = setting.running()
-    process = started(setting, "awaiting-confirm")
-    setting.host.power_off()
-    _, err = process.communicate(timeout=150)
-    setting.host.power_on()
-    setting.host.wait_ready()
-    assert process.returncode == 7 and "did not say" in err, err
-    configure(setting, "")
-    done = deploy(setting)
-    assert done.code == 0 and "deploy" in done.err and setting.running() == running, done

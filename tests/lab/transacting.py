@@ -75,7 +75,7 @@ def started(setting: Setting, state: str) -> subprocess.Popen[str]:
     def reached() -> bool:
         assert process.poll() is None, process.communicate()
         now = setting.host.exec("ls", "/var/lib/nixops/deploys").stdout.split()
-        return len(now) > len(known) and guard_state(setting) == state
+        return now != known and guard_state(setting) == state
 
     wait_for(reached, 60, f"state {state}")
     return process

@@ -108,6 +108,18 @@ def test_a_refusal_whose_reason_paramiko_gave_to_another_thread_is_asked_for_aga
         assert runner.run(Command.of("true")).code == 0
 
 
+def test_an_interrupt_cannot_strike_between_paramikos_locks(lab: Lab) -> None:
+    """It strikes the main thread alone, which therefore never is in paramiko's reading and writing."""
+    threads: list[threading.Thread] = []
+
+    def sink(_: str) -> None:
+        threads.append(threading.current_thread())
+
+    with lab.runner() as runner:
+        runner.run(Command.of("sh", "-c", "echo a >&2; echo b >&2"), sink)
+    assert len(threads) == 2 and threading.main_thread() not in threads
+
+
 def test_a_host_that_opens_no_session_is_a_host_fault(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nixops.transport.ssh.CHANNEL_PATIENCE", 0.5)
     lab.server.max_sessions = 0

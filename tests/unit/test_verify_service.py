@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from nixops.verify.packages import brings_nix, programs_of
-from tests.unit.verify_recorded import Clock, RecordedHost, check, failures, inventory_host
+from nixops.verify.unit import read_units
+from tests.unit.verify_recorded import OURS, Clock, RecordedHost, check, failures, inventory_host
 
 
 def started(ago: float, host: RecordedHost) -> RecordedHost:
@@ -116,3 +117,9 @@ def test_a_package_without_a_program_of_its_name_counts_by_its_store_name() -> N
     )
     assert check(recorded, inventory_host(host_packages=["python3Packages.black"]))["host-packages"].ok
     assert not check(recorded, inventory_host(host_packages=["python3Packages.flask"]))["host-packages"].ok
+
+
+def test_a_process_that_ends_while_it_is_read_is_none() -> None:
+    """Its files are read one after the other; what comes after its end is empty."""
+    assert read_units(RecordedHost(), [OURS])[0].process is not None
+    assert read_units(RecordedHost(nice=""), [OURS])[0].process is None

@@ -74,7 +74,7 @@ class RecordedHost:
     looks: list[dict[str, str]] = field(default_factory=list)
     uid: int = 63984
     probe_uid: int | None = None
-    nice: int = 0
+    nice: int | str = 0
     groups: str = ""
     uptime: float = 2204.7
     accounts: str = "root:x:0:0::/root:/bin/sh\n"
