@@ -36,14 +36,14 @@ def read_aws_secret(secret_id: str) -> Secret:
         )
         answer = client.get_secret_value(SecretId=secret_id)
     except botocore.exceptions.NoRegionError:
-        problem = ("no AWS region is set", "set AWS_REGION, or region in the profile, or give the secret's ARN")
+        problem = ("no AWS region is set", "set AWS_DEFAULT_REGION, or region in the profile, or give the secret's ARN")
     except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError):
         problem = ("there are no AWS credentials", "log in: aws sso login, or AWS_PROFILE, or AWS_ACCESS_KEY_ID")
     except botocore.exceptions.ClientError as error:
         problem = _refused(str(error.response.get("Error", {}).get("Code", "an error")))
     except botocore.exceptions.BotoCoreError as error:
         # Its text can hold a request, a profile's settings or a credential process's output: the kind will do.
-        problem = (f"AWS could not be asked ({type(error).__name__})", "check the network, AWS_PROFILE and AWS_REGION")
+        problem = (f"AWS could not be asked ({type(error).__name__})", "check the network, AWS_PROFILE and AWS_DEFAULT_REGION")
     except (OSError, ValueError) as error:
         problem = (f"AWS could not be asked ({type(error).__name__})", "check AWS_PROFILE and AWS_ENDPOINT_URL")
     else:
