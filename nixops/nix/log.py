@@ -160,8 +160,7 @@ def explain(log: NixLog, what: str, host: str) -> NixopsError:
     :returns: :class:`Unreachable` (or a subclass) when the store could not be reached or was lost,
         :class:`HostFault` for a full disk, :class:`BuildFailed` for everything else.
     """
-    said = "\n".join((*log.errors, *log.foreign))
-    fault = _full_disk(log, what, host) or _connection(said, log, what, host)
+    fault = _full_disk(log, what, host) or _connection(log, what, host)
     if fault is not None:
         return fault
     failed = log.failed()
@@ -183,43 +182,86 @@ _SSH_FAULTS: tuple[tuple[str, type[Unreachable], str], ...] = (
     (r"Could not resolve hostname", Unreachable, "its address does not resolve"),
     (r"Connection refused", Unreachable, "connection refused"),
     (r"No route to host|Network is unreachable", Unreachable, "no route to it"),
+    (r"kex_exchange_identification|banner exchange|Bad packet length", Unreachable, "what answers does not speak SSH"),
     (r"Connection timed out|Operation timed out", Unreachable, "no answer in time"),
-    (r"kex_exchange_identification|banner exchange", Unreachable, "what answers there does not speak SSH"),
     (r"IDENTIFICATION HAS CHANGED", HostKeyChanged, "IT OFFERS A KEY OTHER THAN THE PINNED ONE"),
     (r"no matching host key type", HostKeyChanged, "IT OFFERS NO KEY OF THE PINNED TYPE"),
     (r"Host key verification failed|No \S+ host key is known", HostKeyUnknown, "no key of it is pinned"),
     (r"Permission denied \(|Too many authentication failures", LoginRefused, "it refused the login"),
 )
-# Phrases of Nix (2.8 to 2.3x) and ssh for a store that went away in the middle.
-_LOST = re.compile(
-    r"unexpected end-of-file|disconnected unexpectedly|Broken pipe|Connection reset by peer"
-    r"|client_loop: send disconnect|Timeout, server \S+ not responding|Connection to \S+ closed by remote host",
-    re.IGNORECASE,
-)
+# What Nix (2.8 to 2.3x) itself says of a store that it cannot open, or that went away in the middle: at the beginning
+# of a line, as an evaluation or a builder may quote anything further on.
+_OWN = r"^(?:\s*error:)*\s*"
 _NO_CONNECTION = re.compile(
-    r"failed to start SSH connection|cannot open connection to remote store|cannot connect to|error connecting to"
+    _OWN + r"(?:failed to start SSH connection|cannot open connection to remote store|error connecting to"
+    r"|cannot connect to (?:socket|daemon)|opening a connection to remote store)",
+    re.MULTILINE,
 )
+_LOST = re.compile(
+    _OWN + r"(?:unexpected (?:end-of-file|EOF)(?: reading a line)?$|Nix daemon disconnected unexpectedly \("
+    r"|(?:writing to|reading from) (?:file|daemon|connection)[^:\n]*: (?:Broken pipe|Connection \w+|Input/output))",
+    re.MULTILINE | re.IGNORECASE,
+)
+# What ssh says of a connection that ended.
+_SSH_LOST = re.compile(
+    r"client_loop: send disconnect|Timeout, server \S+ not responding|Connection to \S+ closed by remote host"
+    r"|(?:mux_client|ssh_packet|Read from|Write to)[^\n]*(?:Broken pipe|Connection reset)"
+)
+# A line of a builder's log in Nix's own error.
+_QUOTED = re.compile(r"^\s+>.*$", re.MULTILINE)
+_RAN_AND_FAILED = re.compile(r"builder (?:for .* )?failed|hash mismatch|failed due to signal|timed out after")
 
 
-def _connection(said: str, log: NixLog, what: str, host: str) -> Unreachable | None:
-    if any(failure.lines for failure in log.failed()):
-        return None  # a derivation ran and failed: whatever its log quotes, the store was there
+def ssh_fault(text: str, host: str, what: str) -> Unreachable | None:
+    """The error that ssh's own words mean, or ``None``: they speak of no hop on the way to ``host``.
+
+    :param text: what ssh wrote to its stderr.
+    :param what: what was being done, such as ``a login``.
+    """
     for pattern, kind, words in _SSH_FAULTS:
-        if re.search(pattern, said):
+        if re.search(pattern, text):
             # ssh's own advice on keys names files of ours that are gone by the time it is read.
             about_key = kind in (HostKeyChanged, HostKeyUnknown)
             return kind(
                 f"{host} cannot be reached for {what}: {words}",
                 hint=f"compare the key with the host's console, then: invoke trust {host}" if about_key else None,
-                detail=None if about_key else _tail(said, 6),
+                detail=None if about_key else _tail(text, 6),
             )
-    if "command not found" in said or "nix-daemon: not found" in said:
+    return None
+
+
+def _connection(log: NixLog, what: str, host: str) -> Unreachable | None:
+    """The store's fault, if it is one. Nix must have said so itself: what a derivation printed, what an evaluation
+    threw and what the fetcher of a flake's input met speaks of connections too.
+    """
+    if any(failure.lines or _RAN_AND_FAILED.search(failure.message) for failure in log.failed()):
+        return None  # a derivation ran and failed, so the store was there
+    own = _QUOTED.sub("", "\n".join(log.errors))
+    foreign = "\n".join(log.foreign)
+    no_connection, lost = _NO_CONNECTION.search(own), _LOST.search(own)
+    if not no_connection and not lost and (own or not foreign):
+        return None
+    said = f"{own}\n{foreign}".strip()
+    if re.search(r"cannot connect to (?:socket|daemon)", said):
+        return Unreachable(
+            f"the Nix daemon of {host} does not answer; {what} cannot be done there",
+            hint=f"on {host}: systemctl status nix-daemon.socket nix-daemon.service",
+            detail=_tail(said, 6),
+        )
+    fault = ssh_fault(foreign, host, what)
+    if fault is not None:
+        return fault
+    if re.search(r"command not found|nix-daemon: not found|[Uu]nknown command: nix-daemon", foreign):
         return Unreachable(
             f"{host} has no nix on the PATH of this login; {what} cannot be done there", detail=_tail(said, 6)
         )
-    if _NO_CONNECTION.search(said):
-        return Unreachable(f"the store of {host} cannot be opened for {what}", detail=_tail(said, 6))
-    if _LOST.search(said):
+    if no_connection:
+        return Unreachable(
+            f"the store of {host} cannot be opened for {what}",
+            hint=f"ssh lets us in: does Nix's daemon run there? On {host}: systemctl status nix-daemon.socket",
+            detail=_tail(said, 6),
+        )
+    if lost or _SSH_LOST.search(foreign):
         return ConnectionLost(
             f"the store of {host} was lost during {what}",
             hint="look at the host before you conclude anything; then run it again",

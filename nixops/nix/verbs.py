@@ -14,10 +14,13 @@ from typing import Any
 
 from nixops.errors import BuildFailed, CommandTimeout, HostFault, TemplateError
 from nixops.nix.closure import PathInfo
+from nixops.nix.derivation import Derivation, parse_derivations
 from nixops.nix.log import NixLog, explain, plain
 from nixops.nix.store_uri import StoreUri
 from nixops.transport.command import Command, LineSink, Result, Runner
 from nixops.values import StorePath
+
+__all__ = ["Built", "Derivation", "Nix", "parse_path_info"]
 
 _FEATURES = ("--extra-experimental-features", "nix-command flakes")
 
@@ -37,13 +40,14 @@ class Nix:
     """Nix on the runner's machine.
 
     :param env: environment for every call. A store over SSH needs
-        :meth:`nixops.transport.openssh.OpenSshFiles.nix_env` in it: without, nix would trust what the
-        operator's own ssh configuration trusts, so such a call is refused.
+        :meth:`nixops.transport.openssh.OpenSshFiles.nix_env` (or that of a :class:`nixops.transport.mux.SshPool`) in
+        it: without, nix would trust what the operator's own ssh configuration trusts, so such a call is refused.
     """
 
     def __init__(self, runner: Runner, *, env: Mapping[str, str] = MappingProxyType({})) -> None:
         self._runner = runner
         self._env = dict(env)
+        self._show: tuple[str, ...] = ("derivation", "show")
 
     def version(self) -> tuple[int, int]:
         """``(2, 8)`` of Nix 2.8.0."""
@@ -82,16 +86,43 @@ class Nix:
         :raises Unreachable: or a subclass: the store is not there, or was lost.
         :raises HostFault: its disk is full.
         """
-        # Without --builders the machine's own builders would be tried for what belongs on the store's machine.
-        where = ("--eval-store", "auto", "--builders", "", *self._at("--store", store)) if store else ()
-        result, log = self._logged(
-            *("build", "--json", "--no-link", "--no-write-lock-file", *where, "--", installable),
-            timeout=timeout,
-            on_line=on_line,
-        )
+        return self._build(("--no-write-lock-file",), ("--", installable), installable, store, timeout, on_line)
+
+    def build_derivation(
+        self, drv: StorePath, *, store: StoreUri, timeout: float, on_line: LineSink | None = None
+    ) -> Built:
+        """Build the output ``out`` (or the only one) of a derivation that was evaluated here, in ``store``, without
+        evaluating it again; the derivation and what it needs of this machine's store are copied there.
+
+        :raises BuildFailed: it is not there, or it failed; ``detail`` is the end of its log.
+        :raises Unreachable: or a subclass: the store is not there, or was lost.
+        :raises HostFault: its disk is full.
+        """
+        what = drv.name.removesuffix(".drv")
+        try:
+            return self._build((), ("--expr", _as_package(drv, "out")), what, store, timeout, on_line)
+        except BuildFailed as error:
+            if not _NO_SUCH_OUTPUT.search(str(error)):
+                raise
+            outputs = self.derivation(drv)[drv].outputs
+            if len(outputs) != 1:
+                raise
+            (only,) = outputs
+            return self._build((), ("--expr", _as_package(drv, only)), what, store, timeout, on_line)
+
+    def derivation(self, drv: StorePath, *, recursive: bool = False) -> Mapping[StorePath, Derivation]:
+        """What a derivation of this machine's store says, by its path; ``recursive``: all that it needs, too.
+
+        :raises BuildFailed: it is not there.
+        """
+        options = ("--recursive",) if recursive else ()
+        result, log = self._logged(*self._show, *options, "--", drv, timeout=300.0)
+        if not result.ok and "is not a recognised command" in "\n".join((*log.errors, *log.foreign)):
+            self._show = ("show-derivation",)  # to Nix 2.14
+            result, log = self._logged(*self._show, *options, "--", drv, timeout=300.0)
         if not result.ok:
-            raise explain(log, f"building {installable}", store.host if store else self._runner.host)
-        return _built(_json(result), installable)
+            raise explain(log, f"reading {drv}", self._runner.host)
+        return parse_derivations(_json(result))
 
     def path_info(
         self, paths: Sequence[StorePath], *, recursive: bool = False, store: StoreUri | None = None
@@ -156,6 +187,24 @@ class Nix:
 
     # -- running ----------------------------------------------------------------------------------------------
 
+    def _build(
+        self,
+        options: Sequence[str],
+        installable: Sequence[str],
+        what: str,
+        store: StoreUri | None,
+        timeout: float,
+        on_line: LineSink | None,
+    ) -> Built:
+        # Without --builders the machine's own builders would be tried for what belongs on the store's machine.
+        where = ("--eval-store", "auto", "--builders", "", *self._at("--store", store)) if store else ()
+        result, log = self._logged(
+            "build", "--json", "--no-link", *options, *where, *installable, timeout=timeout, on_line=on_line
+        )
+        if not result.ok:
+            raise explain(log, f"building {what}", store.host if store else self._runner.host)
+        return _built(_json(result), what)
+
     def _at(self, option: str, store: StoreUri | None) -> tuple[str, ...]:
         if store is None:
             return ()
@@ -168,9 +217,9 @@ class Nix:
         command = Command.of(
             "nix",
             *_FEATURES,
-            verb,
             "--log-format",
             "internal-json",
+            verb,
             *args,
             env=self._env,
             timeout=timeout,
@@ -216,6 +265,25 @@ def parse_path_info(document: Any) -> tuple[PathInfo, ...]:
         )
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise BuildFailed(f"nix path-info printed something unknown: {error}") from None
+
+
+# Nix 2.8, and 2.26, where a derivation lacks the output that is asked for.
+_NO_SUCH_OUTPUT = re.compile(r"does not have (?:wanted )?outputs?\b")
+
+
+def _as_package(drv: StorePath, output: str) -> str:
+    """A Nix expression for an output of a derivation that is in the store already.
+
+    A derivation's path on the command line means different things to different versions of Nix (all its outputs, or
+    the file itself; ``drv!out``, ``drv^out``), and to some a path in the store that is built in, where it is not yet.
+    An expression means the same to all. ``outPath`` must be a store path, and which one is not looked at.
+
+    :param output: an output's name, which has no character that a Nix string would need quoted (nor has ``drv``).
+    """
+    return (
+        f'{{ type = "derivation"; name = "given"; drvPath = "{drv}"; outPath = "{drv}"; outputName = "{output}"; '
+        f'outputs = [ "{output}" ]; "{output}" = {{ outPath = "{drv}"; }}; }}'
+    )
 
 
 def _signature(signature: Any) -> str:

@@ -27,11 +27,14 @@ class Scratch:
 
     :param prefix: of its name; left-overs with the same prefix are removed.
     :param runtime: prefer ``$XDG_RUNTIME_DIR``, for small files.
+    :param parent: where to make it, instead.
     :raises HostFault: there is no place for it.
     """
 
-    def __init__(self, prefix: str, *, runtime: bool = False) -> None:
-        parent = _parent(runtime=runtime)
+    def __init__(self, prefix: str, *, runtime: bool = False, parent: Path | None = None) -> None:
+        if parent is not None and not _PLAIN.fullmatch(str(parent)):
+            raise HostFault(f"{parent} is no directory with a plain name", hint="take a path without white space")
+        parent = _parent(runtime=runtime) if parent is None else parent
         _sweep(parent, prefix)
         try:
             self.path, lock = _made(parent, prefix)

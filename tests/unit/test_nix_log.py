@@ -19,7 +19,7 @@ from nixops.errors import (
     NixopsError,
     Unreachable,
 )
-from nixops.nix.log import NixLog, explain
+from nixops.nix.log import NixLog, explain, ssh_fault
 
 DATA = Path(__file__).parent / "data" / "nix"
 
@@ -162,3 +162,77 @@ def test_no_line_whatever_breaks_the_reader(event: object) -> None:
             body = {**event, "action": action, "type": kind} if isinstance(event, dict) else event
             log.feed("@nix " + json.dumps(body))
     explain(log, "anything", "anywhere")
+
+
+def said(*errors: str, foreign: tuple[str, ...] = ()) -> NixLog:
+    """A log with these errors of Nix's own, after these lines of other programs."""
+    log = NixLog()
+    for line in foreign:
+        log.feed(line)
+    for error in errors:
+        log.feed("@nix " + json.dumps({"action": "msg", "level": 0, "msg": f"\x1b[31;1merror:\x1b[0m {error}"}))
+    return log
+
+
+@pytest.mark.parametrize(
+    ("errors", "foreign", "kind"),
+    [
+        (("unexpected end-of-file",), (), ConnectionLost),
+        (("Nix daemon disconnected unexpectedly (maybe it crashed?)",), (), ConnectionLost),
+        (("writing to file: Broken pipe",), (), ConnectionLost),
+        (("reading from file: Connection reset by peer",), (), ConnectionLost),
+        (("unexpected end-of-file",), ("Timeout, server web not responding.",), ConnectionLost),
+        ((), ("client_loop: send disconnect: Broken pipe",), ConnectionLost),
+        (("cannot connect to socket at '/nix/var/nix/daemon-socket/socket': Connection refused",), (), Unreachable),
+        (("cannot open connection to remote store 'ssh-ng://web': error: unexpected end-of-file",), (), Unreachable),
+        (("failed to start SSH connection to 'root@web'",), ("ssh: connect … Operation timed out",), Unreachable),
+        (("opening a connection to remote store 'ssh-ng://web' previously failed",), (), Unreachable),
+        (("cannot open connection to remote store 'x': protocol mismatch, got 'welcome'",), (), Unreachable),
+        (("unexpected end-of-file",), ("bash: line 1: nix-daemon: command not found",), Unreachable),
+    ],
+)
+def test_what_nix_itself_says_of_the_store_is_the_stores_fault(
+    errors: tuple[str, ...], foreign: tuple[str, ...], kind: type[NixopsError]
+) -> None:
+    assert type(explain(said(*errors, foreign=foreign), "building .#x", "builder01")) is kind
+
+
+@pytest.mark.parametrize(
+    ("errors", "foreign"),
+    [
+        (("Connection refused by the throw; Broken pipe",), ()),
+        (("unexpected end-of-file; Nix daemon disconnected unexpectedly",), ()),
+        (("unable to download 'https://example.org/x': Couldn't connect to server (7)",), ()),
+        # A flake's input that git fetches over ssh: no word of it is about the store.
+        (
+            ("program 'git' failed with exit code 128",),
+            ("ssh: connect to host example.org port 22: Connection refused",),
+        ),
+        (("program 'git' failed with exit code 128",), ("Host key verification failed.",)),
+        (
+            ("builder for '/nix/store/a2dqqhqa77nm146m51bl3vglgnn931yy-x-1.drv' failed with exit code 1",),
+            ("Broken pipe",),
+        ),
+    ],
+)
+def test_what_an_evaluation_or_a_fetch_met_is_not_the_stores_fault(
+    errors: tuple[str, ...], foreign: tuple[str, ...]
+) -> None:
+    assert type(explain(said(*errors, foreign=foreign), "building .#x", "builder01")) is BuildFailed
+
+
+def test_a_log_quoted_in_nixs_error_is_no_word_of_nixs() -> None:
+    error = (
+        "builder for '/nix/store/a2dqqhqa77nm146m51bl3vglgnn931yy-x-1.drv' failed with exit code 1;\n"
+        "       last 2 log lines:\n       > error: unexpected end-of-file\n       > cannot connect to socket at x"
+    )
+    assert type(explain(said(error), "building .#x", "builder01")) is BuildFailed
+
+
+def test_ssh_that_speaks_of_nothing_known_is_no_fault() -> None:
+    assert ssh_fault("Warning: Permanently added 'x'", "web", "a login") is None
+    refused = ssh_fault("ssh: connect to host 192.0.2.1 port 22: Connection refused", "web", "a login")
+    assert type(refused) is Unreachable
+    assert "web cannot be reached for a login: connection refused" in str(refused)
+    banner = ssh_fault("Connection timed out during banner exchange", "web", "a login")
+    assert "what answers does not speak SSH" in str(banner)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import pytest
 
 from nixops.errors import BuildFailed, CommandTimeout, TemplateError
 from nixops.nix.closure import PathInfo
+from nixops.nix.derivation import Derivation, parse_derivations
 from nixops.nix.store_uri import StoreUri
 from nixops.nix.verbs import Nix, parse_path_info
 from nixops.transport.command import Command, LineSink, Result
 from nixops.transport.local import LocalRunner
 from nixops.transport.target import SshTarget
-from nixops.values import Address, HostName, StorePath
+from nixops.values import Address, HostName, StorePath, System
 
 LIBRARY = StorePath("/nix/store/ahh7n98qw88dkfh7rk1vsxj1idy5zz7g-dep-1.0")
 TOOL = StorePath("/nix/store/zia2cfjzm10hz8mh2i7zsz32q9fqknpy-good-1.2")
@@ -208,3 +210,135 @@ def test_text_that_is_not_nix_is_a_template_error_with_its_place(nix: Nix) -> No
     with pytest.raises(TemplateError, match=r"module\.nix is not valid Nix") as caught:
         nix.parse("{ a = 1 }", "module.nix")
     assert ":1:9" in str(caught.value)
+
+
+# -- derivations ----------------------------------------------------------------------------------------------
+
+LIBRARY_DRV = StorePath("/nix/store/1wbrd7x3xb5lilmxqq752yjqzfbjgm35-dep-1.0.drv")
+SOURCE = StorePath("/nix/store/nmlnk9civms7w5mjc5s8nafd9miv9lgx-flake.nix")
+WHOLE = Derivation(
+    system=System("x86_64-linux"),
+    outputs={"out": TOOL, "later": None},
+    input_drvs={LIBRARY_DRV: ("dev", "out")},
+    input_srcs=(SOURCE,),
+    env={"name": "good-1.2", "requiredSystemFeatures": "kvm"},
+)
+ENTRY: dict[str, Any] = {"args": [], "builder": "/bin/sh", "system": "x86_64-linux", "env": dict(WHOLE.env)}
+OUTPUTS = {"out": {"path": TOOL}, "later": {"hashAlgo": "r:sha256"}}
+BASE_OUTPUTS = {"out": {"path": TOOL[11:]}, "later": {"hashAlgo": "sha256", "method": "nar"}}
+SHOWN: dict[str, Any] = {
+    "2.8": {DRV: {**ENTRY, "outputs": OUTPUTS, "inputSrcs": [SOURCE], "inputDrvs": {LIBRARY_DRV: ["dev", "out"]}}},
+    "2.26": {
+        DRV: {
+            **ENTRY,
+            "name": "good-1.2",
+            "outputs": OUTPUTS,
+            "inputSrcs": [SOURCE],
+            "inputDrvs": {LIBRARY_DRV: {"dynamicOutputs": {}, "outputs": ["dev", "out"]}},
+        }
+    },
+    "2.32": {
+        DRV[11:]: {
+            **ENTRY,
+            "version": 3,
+            "outputs": BASE_OUTPUTS,
+            "inputSrcs": [SOURCE[11:]],
+            "inputDrvs": {LIBRARY_DRV[11:]: {"dynamicOutputs": {}, "outputs": ["dev", "out"]}},
+        }
+    },
+    "2.33": {
+        "version": 4,
+        "derivations": {
+            DRV[11:]: {
+                **ENTRY,
+                "version": 4,
+                "outputs": BASE_OUTPUTS,
+                "inputs": {
+                    "drvs": {LIBRARY_DRV[11:]: {"dynamicOutputs": {}, "outputs": ["dev", "out"]}},
+                    "srcs": [SOURCE[11:]],
+                },
+            }
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("version", SHOWN)
+def test_a_derivation_of_every_nix_reads_the_same(version: str) -> None:
+    assert parse_derivations(json.loads(json.dumps(SHOWN[version]))) == {DRV: WHOLE}
+
+
+def test_structured_attributes_are_under_json_as_in_the_file() -> None:
+    shown = {DRV: {**SHOWN["2.8"][DRV], "env": {"out": TOOL}, "structuredAttrs": {"requiredSystemFeatures": ["kvm"]}}}
+    env = parse_derivations(shown)[DRV].env
+    assert json.loads(env["__json"]) == {"requiredSystemFeatures": ["kvm"]}
+
+
+@pytest.mark.parametrize("document", [1, [], {"x": {}}, {DRV: 1}, {DRV: {}}, {"derivations": {DRV: []}}, None])
+def test_a_derivation_that_is_none_is_no_traceback(document: Any) -> None:
+    with pytest.raises(BuildFailed, match="printed something unknown"):
+        parse_derivations(document)
+
+
+class Script:
+    """A runner that answers each command by a function, and keeps them."""
+
+    host = "localhost"
+
+    def __init__(self, answer: Callable[[Command], tuple[int, Any, str]]) -> None:
+        self._answer = answer
+        self.asked: list[Command] = []
+
+    def run(self, command: Command, on_line: LineSink | None = None) -> Result:
+        self.asked.append(command)
+        code, out, error = self._answer(command)
+        if error and on_line is not None:
+            on_line("@nix " + json.dumps({"action": "msg", "level": 0, "msg": f"error: {error}"}))
+        return Result(command, code, json.dumps(out).encode(), b"")
+
+
+def test_a_nix_without_the_newer_word_is_asked_by_the_older_and_only_once_by_both() -> None:
+    def answer(command: Command) -> tuple[int, Any, str]:
+        if "show-derivation" in command.argv:
+            return 0, SHOWN["2.8"], ""
+        return 1, None, "'derivation' is not a recognised command"
+
+    runner = Script(answer)
+    nix = Nix(runner)
+    assert nix.derivation(DRV) == nix.derivation(DRV, recursive=True) == {DRV: WHOLE}
+    words = [("show-derivation" in c.argv, "--recursive" in c.argv) for c in runner.asked]
+    assert words == [(False, False), (True, False), (True, True)]
+
+
+def test_a_derivation_with_one_other_output_is_built_by_asking_what_it_has() -> None:
+    entry = {**SHOWN["2.8"][DRV], "outputs": {"doc": {"path": TOOL}}}
+
+    def answer(command: Command) -> tuple[int, Any, str]:
+        if "derivation" in command.argv:
+            return 0, {DRV: entry}, ""
+        if 'outputs = [ "out" ]' in command.argv[-1]:
+            return 1, None, f"derivation '{DRV}' does not have wanted outputs 'out'"
+        return 0, [{"drvPath": DRV, "outputs": {"doc": TOOL}}], ""
+
+    runner = Script(answer)
+    store = StoreUri("daemon")
+    assert Nix(runner).build_derivation(DRV, store=store, timeout=10).out == TOOL
+    assert all(DRV in command.argv[-1] for command in runner.asked)
+    entry["outputs"] = {"doc": {"path": TOOL}, "dev": {"path": LIBRARY}}
+    with pytest.raises(BuildFailed, match="does not have wanted outputs"):
+        Nix(runner).build_derivation(DRV, store=store, timeout=10)
+
+
+@pytest.mark.nix_build
+def test_a_derivation_of_the_real_store_is_read_and_built(tmp_path: Path) -> None:
+    expression = (
+        'derivation { name = "real"; system = builtins.currentSystem; builder = "/bin/sh"; '
+        f'args = [ "-c" "echo > $out; echo > $dev" ]; salt = "{os.urandom(8).hex()}"; outputs = [ "out" "dev" ]; }}'
+    )
+    made = LocalRunner().run(Command.of("nix-instantiate", "--add-root", tmp_path / "root", "-E", expression)).check()
+    drv = StorePath(str(Path(made.out.strip().partition("!")[0]).readlink()))
+    nix = Nix(LocalRunner(), env=OFFLINE)
+    assert set(nix.derivation(drv)[drv].outputs) == {"out", "dev"}
+    built = nix.build_derivation(drv, store=StoreUri("auto"), timeout=60)
+    assert built.out == nix.derivation(drv)[drv].outputs["out"]
+    assert Path(built.out).read_text() == "\n"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+import os
+import shutil
 import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from nixops.errors import HostKeyUnknown, LoginRefused
+from nixops.errors import HostFault, HostKeyUnknown, LoginRefused
 from nixops.transport.openssh import OpenSshFiles
 from nixops.transport.target import SshTarget
 from nixops.values import Address, HostName
@@ -94,3 +97,95 @@ def test_the_directory_is_private_has_no_spaces_and_goes_away(tmp_path: Path, mo
     assert not directory.exists()
     with pytest.raises(RuntimeError):
         _ = files.config
+
+
+def test_a_shared_connection_has_a_short_path_of_each_hosts_own() -> None:
+    with OpenSshFiles([target("one"), target("two")], shared=True) as files:
+        paths = [understood(files, name)["controlpath"] for name in ("one", "two")]
+        assert paths == [str(files.control(HostName(name))) for name in ("one", "two")]
+        assert len(set(paths)) == 2
+        # The master's own name has 5 more, and ssh adds 17 while it makes it; 104 is the least that a system allows.
+        assert all(len(path) + 5 + 17 < 104 for path in paths)
+        assert understood(files, "one")["controlmaster"] == "false"
+        assert "controlpath" not in understood(files, "elsewhere")
+
+
+def test_a_path_too_long_for_a_socket_is_told_before_anything_connects(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 60)
+    long.mkdir()
+    with (
+        pytest.raises(HostFault, match="too long a path"),
+        OpenSshFiles([target()], shared=True, parent=long),
+    ):
+        pass
+    with OpenSshFiles([target()], parent=long) as files:
+        assert files.directory.parent == long
+    spaced = tmp_path / "a b"
+    spaced.mkdir()
+    with pytest.raises(HostFault, match="plain name"), OpenSshFiles([target()], parent=spaced):
+        pass
+
+
+def test_with_an_agent_of_ours_no_file_and_no_other_agent_is_asked(tmp_path: Path) -> None:
+    with OpenSshFiles([target(identity_file=tmp_path / "none")], agent=tmp_path / "agent") as files:
+        read = understood(files, "web")
+        assert read["identityagent"] == str(tmp_path / "agent")
+        assert read["identityfile"] == "none"
+
+
+@pytest.fixture
+def wrapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenSshFiles]:
+    """Files whose ``ssh`` for nix runs a program that prints its arguments."""
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin/ssh"
+    program.write_text('#!/bin/sh\nprintf "[%s]" "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    with OpenSshFiles([target()], shared=True) as files:
+        yield files
+
+
+def as_nix(files: OpenSshFiles, *arguments: str) -> tuple[int, str]:
+    """Run ``ssh`` as a nix with these files would find it."""
+    env = {**os.environ, **files.nix_env()}
+    found = shutil.which("ssh", path=env["PATH"])
+    assert found is not None and found.startswith(str(files.directory))
+    done = subprocess.run(["ssh", *arguments], env=env, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout
+
+
+STARTED = ("-oPermitLocalCommand=yes", "-oLocalCommand=echo started")
+
+
+def test_nix_is_told_that_there_is_no_shared_connection_and_gets_its_word_once(wrapped: OpenSshFiles) -> None:
+    """As Nix 2.15 and newer call it: first whether there is a master, then the command."""
+    assert as_nix(wrapped, "root@web", "-x", "-T", *STARTED, "-O", "check") == (255, "")
+    code, out = as_nix(wrapped, "root@web", "-x", "-T", *STARTED, "--", "nix-daemon", "--stdio")
+    assert code == 0
+    word, _, called = out.partition("\n")
+    assert word == "started"
+    assert called.startswith("[-oPermitLocalCommand=no][root@web][-x][-T]")
+    assert called.endswith("[--][nix-daemon][--stdio]")
+
+
+def test_an_older_nix_gets_no_word_that_it_did_not_ask_for(wrapped: OpenSshFiles) -> None:
+    assert as_nix(wrapped, "web", "-x", "nix-daemon --stdio")[1] == (
+        "[-oPermitLocalCommand=no][web][-x][nix-daemon --stdio]"
+    )
+
+
+@pytest.mark.parametrize("own", [("-M", "-N"), ("-S", "/tmp/x"), ("-oControlPath=none",)])
+def test_a_connection_that_nix_shares_by_itself_is_left_alone(wrapped: OpenSshFiles, own: tuple[str, ...]) -> None:
+    code, out = as_nix(wrapped, "web", *STARTED, *own)
+    assert (code, out) == (0, "".join(f"[{argument}]" for argument in ("web", *STARTED, *own)))
+
+
+def test_where_no_program_can_be_run_nix_connects_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.statvfs
+
+    class NoExec:
+        f_flag = os.ST_NOEXEC
+
+    monkeypatch.setattr(os, "statvfs", lambda path: NoExec if "nixops-ssh-" in str(path) else real(path))
+    with OpenSshFiles([target()], shared=True) as files:
+        assert files.nix_env() == {"NIX_SSHOPTS": f"-F {files.config} -oControlPath=none"}

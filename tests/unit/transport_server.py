@@ -167,7 +167,7 @@ class Server(paramiko.ServerInterface):
             thread.join()
         code = process.wait()
         if not channel.closed:
-            channel.send_exit_status(code)
+            channel.send_exit_status(code if code >= 0 else 128 - code)
         channel.close()
         self.sessions -= 1
 

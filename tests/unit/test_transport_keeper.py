@@ -1,0 +1,210 @@
+"""The keeper and the wrapper, run by real shells on this machine; and the guard."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nixops.transport.command import Command
+from nixops.transport.keeper import Wrapped, keeper_line
+from nixops.transport.master import Guard
+
+SHELLS = [shell for shell in ("dash", "bash") if shutil.which(shell)]
+STUBBORN = ("sh", "-c", "trap '' TERM; while :; do sleep 0.1; done")
+Start = Callable[..., subprocess.Popen[bytes]]
+
+
+class Keeper:
+    """A keeper of this machine's own processes, as one talks to it."""
+
+    def __init__(self, shell: str, patience: float) -> None:
+        # As a login shell gets it, but under the shell that is tried.
+        line = keeper_line("token", patience).replace("exec sh -c", f"exec {shell} -c", 1)
+        self.process = subprocess.Popen(
+            ["sh", "-c", line], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=0
+        )
+        assert self.hears() == "token"
+
+    def tell(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n".encode())
+
+    def hears(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().decode().strip()
+
+    def close(self) -> None:
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream is not None
+            stream.close()
+        self.process.wait()
+
+    def leave(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts programs in process groups of their own; none outlives the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def begin(*argv: str) -> subprocess.Popen[bytes]:
+        started.append(subprocess.Popen(argv, start_new_session=True))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture(params=SHELLS)
+def keeper(request: pytest.FixtureRequest) -> Iterator[Keeper]:
+    made = Keeper(request.param, 60.0)
+    yield made
+    with suppress(ProcessLookupError):
+        os.killpg(made.process.pid, signal.SIGKILL)
+    made.close()
+
+
+def test_it_stops_what_it_is_told_and_says_when_it_is_gone(keeper: Keeper, start: Start) -> None:
+    polite, other = start("sleep", "60"), start("sleep", "60")
+    keeper.tell(f"stop {polite.pid}")
+    assert keeper.hears() == f"heard {polite.pid}"
+    assert polite.wait(3) == -signal.SIGTERM
+    assert keeper.hears() == f"gone {polite.pid}"
+    assert other.poll() is None
+
+
+def test_what_ignores_term_is_killed_after_a_grace(keeper: Keeper, start: Start) -> None:
+    stubborn = start(*STUBBORN)
+    time.sleep(0.2)
+    keeper.tell(f"stop {stubborn.pid}")
+    began = time.monotonic()
+    assert stubborn.wait(15) == -signal.SIGKILL
+    assert time.monotonic() - began > 4
+
+
+def test_at_the_end_it_stops_all_that_was_added_and_not_taken_back(keeper: Keeper, start: Start) -> None:
+    one, two, three = (start("sleep", "60") for _ in range(3))
+    for process in (one, two, three):
+        keeper.tell(f"add {process.pid}")
+    keeper.tell(f"del {two.pid}")
+    keeper.tell("")
+    keeper.leave()
+    assert one.wait(5) == three.wait(5) == -signal.SIGTERM
+    keeper.process.wait(5)
+    assert two.poll() is None
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_without_a_sign_of_life_it_acts_as_if_we_had_gone(shell: str, start: Start) -> None:
+    keeper, watched = Keeper(shell, 1.0), start("sleep", "60")
+    keeper.tell(f"add {watched.pid}")
+    for _ in range(8):
+        time.sleep(0.25)
+        keeper.tell("")
+    assert watched.poll() is None, "signs of life came in time, and it was stopped"
+    assert watched.wait(5) == -signal.SIGTERM
+    keeper.process.wait(10)
+    keeper.close()
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_it_leaves_nothing_behind_when_it_ends(shell: str) -> None:
+    keeper = Keeper(shell, 60.0)
+    for _ in range(5):
+        keeper.tell("")
+    keeper.leave()
+    keeper.process.wait(5)
+    deadline = time.monotonic() + 5
+    while members(keeper.process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert members(keeper.process.pid) == []
+    keeper.close()
+
+
+def test_where_there_is_no_sleep_it_still_waits_for_us(tmp_path: Path, start: Start) -> None:
+    (tmp_path / "sh").symlink_to("/bin/sh")
+    watched = start("sleep", "60")
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", keeper_line("token", 1.0)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        env={"PATH": str(tmp_path)},
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    process.stdin.write(f"add {watched.pid}\n".encode())
+    process.stdin.flush()
+    time.sleep(1.5)
+    assert process.poll() is None and watched.poll() is None
+    process.stdin.close()
+    process.wait(5)
+    assert watched.wait(5) in (-signal.SIGTERM, -signal.SIGKILL)
+
+
+def members(group: int) -> list[str]:
+    out = subprocess.run(["ps", "-eo", "pgid=,args="], capture_output=True, text=True, check=True).stdout
+    return [line for line in out.splitlines() if line.split()[0] == str(group)]
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0")), max_size=4))
+@settings(max_examples=25, deadline=None)
+def test_arguments_variables_and_the_exit_code_pass_through_the_wrapper(arguments: list[str]) -> None:
+    command = Command.of(
+        "sh", "-c", 'printf "%s\\n" "$V" "$@"; exit 255', "sh", *arguments, env={"V": "".join(arguments)}
+    )
+    wrapped = Wrapped.of(command, through_sudo=False)
+    done = subprocess.run(["sh", "-c", wrapped.line], capture_output=True, start_new_session=True, check=False)
+    begun = wrapped.begin.match(done.stdout)
+    assert begun is not None and wrapped.begin.match(done.stderr) is not None
+    assert done.stdout[begun.end() :].decode() == "".join(f"{a}\n" for a in ("".join(arguments), *arguments))
+    ended = wrapped.end.search(done.stderr)
+    assert ended is not None and int(ended[1]) == done.returncode == 255
+
+
+def test_the_group_that_the_wrapper_names_is_the_commands_own() -> None:
+    wrapped = Wrapped.of(Command.of("sleep", "60"), through_sudo=False)
+    process = subprocess.Popen(
+        ["sh", "-c", wrapped.line], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    assert process.stdout is not None
+    begun = wrapped.begin.match(process.stdout.readline())
+    assert begun is not None
+    assert int(begun[1]) == process.pid
+    os.killpg(int(begun[1]), signal.SIGKILL)
+    process.communicate()
+
+
+def test_a_command_through_sudo_has_no_password_to_give() -> None:
+    line = Wrapped.of(Command.of("id", env={"V": "x"}), through_sudo=True).line
+    assert line.startswith("exec sudo -n -- sh -c ")
+    assert line.endswith(" env V=x id")
+
+
+def test_the_guard_kills_what_is_left_and_removes_the_directory(tmp_path: Path, start: Start) -> None:
+    private = tmp_path / "private"
+    (private / "bin").mkdir(parents=True)
+    guard, left, released = Guard(private), start("sleep", "60"), start("sleep", "60")
+    guard.tell("add", left.pid)
+    guard.tell("add", released.pid)
+    guard.tell("del", released.pid)
+    assert private.is_dir()
+    guard.close()
+    assert left.wait(3) == -signal.SIGKILL
+    assert released.poll() is None
+    assert not private.exists()
+    guard.tell("add", released.pid)  # after its end: no error, no effect
