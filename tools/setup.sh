@@ -24,6 +24,11 @@ have_packages() {
     apt-get install -y -qq --no-install-recommends "${missing[@]}" >"$top/.setup.log" 2>&1 ||
         { tail -n 20 "$top/.setup.log" >&2; stop 'apt-get install failed (its last lines are above)'; }
     rm -f "$top/.setup.log"
+    # Debian starts a service when its package is installed; the lab starts a registry of its own.
+    if [[ " ${missing[*]} " = *' docker-registry '* ]] && [ -d /run/systemd/system ]; then
+        say 'Its service docker-registry is not wanted: stopped and disabled'
+        systemctl --quiet disable --now docker-registry.service || stop 'docker-registry.service could not be stopped'
+    fi
 }
 
 need_apt() {
@@ -60,4 +65,4 @@ have_venv() {
     printf '%s' "$stamp" >"$venv/.stamp"
 }
 
-LAB_PACKAGES=(debootstrap systemd-container iproute2 openssh-client nix-bin git ca-certificates procps)
+LAB_PACKAGES=(debootstrap systemd-container iproute2 openssh-client nix-bin git ca-certificates procps docker-registry skopeo)

@@ -91,6 +91,7 @@ class ImageSpec:
 
     :ivar flake: as Nix takes it; a path is absolute.
     :ivar destination: where a push takes it; None for a build that stays where it is.
+    :ivar copy_to: build the attribute's ``copyTo`` where it has one; False for what is no image.
     """
 
     flake: FlakeRef
@@ -98,6 +99,7 @@ class ImageSpec:
     systems: tuple[System, ...]
     destination: ImageReference | None = None
     provenance: bool = False
+    copy_to: bool = True
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class Evaluated:
     :ivar out: its output path, known beforehand (None for a content-addressed derivation).
     :ivar features: the ``requiredSystemFeatures`` of that derivation.
     :ivar revision: of the flake, where it is locked to one; ``dirty`` says that the tree had changes.
+    :ivar program: ``meta.mainProgram`` of ``copyTo``, where it says one.
     """
 
     system: System
@@ -118,6 +121,7 @@ class Evaluated:
     features: frozenset[str] = frozenset()
     revision: str | None = None
     dirty: bool = False
+    program: str | None = None
 
 
 @dataclass(frozen=True)

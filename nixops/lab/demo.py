@@ -1,19 +1,32 @@
-"""The main job on real hosts, step by step, as ``./demo`` runs it. Ends non-zero if any step is not as it should be."""
+"""The main jobs on real hosts, step by step, as ``./demo`` runs them. Ends non-zero if any step is not as it should
+be.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Final
 
 from nixops.errors import NixopsError
+from nixops.lab.lab import HostSpec
 from nixops.lab.setting import Invoked, Setting
+from nixops.registry.login import Login
+
+BUILDERS: Final = ("builder01", "builder02")
+_CHOSEN: Final = re.compile(rf": on ({'|'.join(BUILDERS)})\b")
+_WRITES: Final = re.compile(r'"(PUT|POST|PATCH) ')
 
 
 class Wrong(Exception):
@@ -108,6 +121,82 @@ class Demo:
         expect(before == after, f"the host is not as it was: {before} != {after}")
         self.run("verify-runner", code=0, show=lambda line: "unit-active" in line or "registered" in line)
 
+    def pool(self) -> None:
+        """Both builders answer, and nothing is changed by asking."""
+        done = self.run("build.pool", code=0)
+        expect(all(name in done.out for name in BUILDERS), "a builder is missing in the table")
+
+    def image(self) -> None:
+        """Two systems, built natively, pushed from their builders, one index, the tag at last; then pulled back."""
+        setting = self.setting
+        self.run("build-image", "--push", code=0, show=_plain)
+        index = self._pulled("docker")
+        expect(len(index["manifests"]) == 2, f"the tag names {len(index['manifests'])} images, not two")
+        print(f"   pulled back with skopeo: {', '.join(_platforms(index))}; every digest is right")
+        before = setting.registry.log.read_text()
+        done = self.run("build-image", "--push", code=0, show=_plain)
+        sent = [line for line in setting.registry.log.read_text()[len(before) :].splitlines() if _WRITES.search(line)]
+        expect("nothing was uploaded" in done.out and not sent, f"the second push sent something: {sent}")
+
+    def lost_builder(self) -> None:
+        """The builder that works is switched off in the middle: the build finishes on the other."""
+        setting = self.setting
+        flags = ("--flake", str(setting.images.flake), "--attr", "slow", "--systems", "x86_64-linux")
+        print(f"   $ invoke build-image {' '.join(flags)}   (and the builder loses its power)", flush=True)
+        off: list[str] = []
+
+        def follow(line: str) -> None:
+            if _plain(line):
+                print("     " + line, flush=True)
+            chosen = _CHOSEN.search(line)
+            if chosen and not off:
+                off.append(chosen[1])
+                threading.Timer(3.0, setting.lab.hosts[chosen[1]].power_off).start()
+
+        done = setting.invoke("build-image", *flags, "--format", "text", on_line=follow)
+        expect(done.code == 0, f"it ended with {done.code}: {done!r}")
+        expect(len(off) == 1 and f"{off[0]} is left out" in done.err, "no builder was lost: nothing was shown")
+        other = next(name for name in BUILDERS if name not in off)
+        expect(other in done.out, "it was not built on the other builder")
+
+    def _pulled(self, name: str) -> dict[str, Any]:
+        """The image with all its systems, pulled by skopeo into a directory; each blob's digest compared."""
+        setting, registry = self.setting, self.setting.registry
+        into = setting.directory / f"pulled-{name}"
+        certificates = setting.directory / "certificates"
+        certificates.mkdir(exist_ok=True)
+        if registry.ca_file is not None:
+            shutil.copyfile(registry.ca_file, certificates / "ca.crt")
+        auth = setting.directory / "pull-auth.json"
+        auth.touch(mode=0o600)
+        auth.write_text(Login(registry.user, registry.password).auth_file(registry.name).reveal())
+        options = ("--insecure-policy", "copy", "--quiet", "--all", "--authfile", str(auth), "--src-cert-dir")
+        source = f"docker://{registry.reference('team/app:latest')}"
+        print(f"   $ skopeo copy --all {source} dir:…", flush=True)
+        done = subprocess.run(
+            ["skopeo", *options, str(certificates), source, f"dir:{into}"], capture_output=True, text=True, check=False
+        )
+        expect(done.returncode == 0, f"skopeo cannot pull it: {done.stderr}")
+        for blob in into.iterdir():
+            digest = hashlib.sha256(blob.read_bytes()).hexdigest()
+            named = re.fullmatch(r"([0-9a-f]{64})(\.manifest\.json)?", blob.name)
+            expect(named is None or named[1] == digest, f"{blob.name} holds something else")
+        index: dict[str, Any] = json.loads((into / "manifest.json").read_text())
+        return index
+
+
+def _say(line: str) -> None:
+    print("   " + line, flush=True)
+
+
+def _plain(line: str) -> bool:
+    """Whether a line is news, and not a program's own chatter."""
+    return re.search(r"> |Copying |Getting |Writing |Running |: copying |: building ", line) is None
+
+
+def _platforms(index: dict[str, Any]) -> list[str]:
+    return [f"{m['platform']['os']}/{m['platform']['architecture']}" for m in index["manifests"]]
+
 
 def main() -> int:
     """Run all steps; 0 when each was as it should be."""
@@ -115,8 +204,9 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="nixops-demo-"))
     times: list[tuple[str, float]] = []
     try:
-        print("\n━━ Booting a lab: nix-cache02, OpenBao, Forgejo 15, a flake (the first time, its root tree too)")
-        with Setting(directory, name="demo", say=lambda line: print("   " + line, flush=True)) as setting:
+        print("\n━━ Booting a lab: nix-cache02, two builders, OpenBao, Forgejo 15, a registry (first, its root tree)")
+        hosts = [HostSpec(name) for name in ("nix-cache02", *BUILDERS)]
+        with Setting(directory, name="demo", hosts=hosts, images=True, say=_say) as setting:
             demo = Demo(setting, times)
             times.append(("the lab", time.monotonic() - begin))
             print(f"   up ({times[-1][1]:.1f} s)")
@@ -132,6 +222,12 @@ def main() -> int:
                 demo.again()
             with demo.step("6. A broken generation: rolled back"):
                 demo.broken()
+            with demo.step("7. The pool of builders"):
+                demo.pool()
+            with demo.step("8. An image for two systems: built, pushed, indexed, pulled back; again: nothing to do"):
+                demo.image()
+            with demo.step("9. A builder dies in the middle of a build"):
+                demo.lost_builder()
     except (Wrong, NixopsError) as error:
         print(f"\nNOT as it should be: {error}", file=sys.stderr)
         return 1

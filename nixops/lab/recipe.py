@@ -15,7 +15,8 @@ from nixops.errors import HostFault
 SUITE = "trixie"
 
 # libdbi-perl: debootstrap does not see it through the virtual package that libdbd-sqlite3-perl asks for.
-# gawk, nodejs and wget: the shipped runner's host packages. libnss-systemd: names for dynamic users.
+# gawk, nodejs and wget: the shipped runner's host packages. libnss-systemd: names for dynamic users. skopeo: builders
+# push images with it.
 PACKAGES = (
     "ca-certificates",
     "curl",
@@ -32,6 +33,7 @@ PACKAGES = (
     "openssh-server",
     "procps",
     "python3",
+    "skopeo",
     "sudo",
     "systemd",
     "systemd-sysv",

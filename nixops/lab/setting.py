@@ -48,6 +48,8 @@ class Setting:
     :param directory: for the checkout, the inventory and the operator's state; must be empty.
     :param version: Forgejo's major version.
     :param audit: a file for all that OpenBao is asked and answers, credentials too.
+    :param images: also a registry, a repository of images beside the checkout, and all hosts but the first as
+        builders of both systems; the image ``app`` is the inventory's default.
     :param repo: further arguments of :func:`nixops.lab.userrepo.make_user_repo`.
     """
 
@@ -61,6 +63,7 @@ class Setting:
         install: bool = True,
         audit: Path | None = None,
         settings: dict[str, dict[str, Any]] | None = None,
+        images: bool = False,
         say: Callable[[str], None] = lambda _: None,
         **repo: Any,
     ) -> None:
@@ -71,6 +74,7 @@ class Setting:
         self._install = install
         self._audit = audit
         self._settings = settings or {}
+        self._images = images
         self._say = say
         self._repo_options = repo
         self._stack = ExitStack()
@@ -81,6 +85,8 @@ class Setting:
             self.lab = self._stack.enter_context(Lab.up(self._specs, name=self._name, say=self._say))
             self.bao = self._stack.enter_context(BaoServer(bind=self.lab.gateway, audit=self._audit))
             self.forge = self._stack.enter_context(ForgejoServer(self._version, bind=self.lab.gateway))
+            if self._images:
+                self._add_images()
             self.forge_token = self._populate()
             self.environ = self._environment()
             self.repo = self._repository()
@@ -91,6 +97,41 @@ class Setting:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._stack.close()
+
+    def _add_images(self) -> None:
+        from nixops.lab.imagerepo import make_image_repo, second_system
+        from nixops.lab.registry import RegistryServer
+
+        self.registry = self._stack.enter_context(RegistryServer(bind=self.lab.gateway))
+        self.images = make_image_repo(self.directory / "images", LocalRunner(env={"NIX_CONFIG": NIX_CONFIG}))
+        both = ["x86_64-linux", "aarch64-linux"]
+        for host in list(self.lab.hosts.values())[1:]:
+            second_system(host)
+            self._settings[host.name] = {
+                "ssh": {"keepalive": 2.0},
+                "builder": {"max_jobs": 2, "systems": both},
+                **self._settings.get(host.name, {}),
+            }
+        self._repo_options["overrides"] = {
+            **self._repo_options.get("overrides", {}),
+            "default": {"image": "app"},
+            "build": {"min_free": 64},
+            "registries": {
+                str(self.registry.name): {
+                    "user": self.registry.user,
+                    "password": {"env": "REGISTRY_PASSWORD"},
+                    "ca_file": str(self.registry.ca_file),
+                }
+            },
+            "images": {
+                "app": {
+                    "flake": str(self.images.flake),
+                    "attribute": "docker",
+                    "systems": both,
+                    "destination": str(self.registry.reference("team/app:latest")),
+                }
+            },
+        }
 
     def _populate(self) -> Secret:
         self.forge.add_user("torjus")
@@ -107,6 +148,7 @@ class Setting:
             "NIX_CONFIG": NIX_CONFIG,
             "FORGEJO_TOKEN": self.forge_token.reveal(),
             "BAO_TOKEN": self.bao.root_token.reveal(),
+            **({"REGISTRY_PASSWORD": self.registry.password.reveal()} if self._images else {}),
             "GIT_AUTHOR_NAME": "Operator",
             "GIT_AUTHOR_EMAIL": "operator@localhost",
             "GIT_COMMITTER_NAME": "Operator",
@@ -140,7 +182,7 @@ class Setting:
         # actions1 was registered by hand long ago: by the whole forge's administrator, as the seed has it.
         with Forgejo(self.forge.url, self.forge.add_token("torjus"), redactor=Redactor()) as forge:
             token = forge.registration_token(Scope(user="torjus"))
-        for host in self.lab.hosts.values():
+        for host in list(self.lab.hosts.values())[: 1 if self._images else None]:
             self.base[host.name] = install_base(host, self.repo, actions1_token=token)
         self.forge.forget_requests()
 

@@ -88,7 +88,7 @@ def test_an_unknown_format_is_refused() -> None:
 
 
 def test_a_bare_call_without_a_default_lists_the_choices(tmp_path: Path) -> None:
-    file = with_change(tmp_path, "default: {host: nix-cache02, runner: actions2}", "")
+    file = with_change(tmp_path, "default: {host: nix-cache02, runner: actions2, image: example}", "")
     done = run("deploy-runner", "--inventory", str(file))
     assert done.returncode == 2 and "--host nix-cache02 --runner actions2" in done.stderr
 

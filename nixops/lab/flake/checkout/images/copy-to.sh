@@ -1,0 +1,18 @@
+# Writes the program that nix2container writes, which gives its arguments to skopeo as they come, unquoted, and
+# prints them first.
+mkdir -p "$out/bin"
+program=$out/bin/${program:-copy-to}
+{
+  echo '#!/bin/sh'
+  if [ "$pause" -gt 0 ]; then
+    echo "sleep $pause"
+  fi
+  echo "echo Running skopeo --insecure-policy copy oci:$image \$@"
+  echo "exec_skopeo() { skopeo --insecure-policy copy oci:$image \$@; }"
+  echo 'exec_skopeo $@'
+} >"$program"
+chmod 755 "$program"
+if [ -n "${second:-}" ]; then
+  printf '#!/bin/sh\nexit 9\n' >"$out/bin/another"
+  chmod 755 "$out/bin/another"
+fi

@@ -1,0 +1,3 @@
+# An output that is no image.
+mkdir "$out"
+echo "no image" >"$out/README"
