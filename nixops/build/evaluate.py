@@ -129,7 +129,7 @@ def evaluate_image(
 ) -> Evaluated:
     """One system's image, evaluated and not built.
 
-    :param facts: of the flake; without, the reference is evaluated as it is given, and the revision stays unknown.
+    :param facts: of the flake; without, the reference is evaluated as it is given.
     :raises UsageError: the attribute is not there, is no derivation, or is one for another system.
     :raises BuildFailed: the evaluation failed; ``detail`` is the end of Nix's error.
     """
@@ -145,7 +145,7 @@ def evaluate_image(
                 raise
             said = said or error
             continue
-        return _evaluated(answer, system, installable, attribute, facts)
+        return _evaluated(answer, system, installable, attribute)
     meant = re.search(r"Did you mean (.*)\?", str(said))
     raise UsageError(
         f"{without_credentials(spec.flake)} has no {' and no '.join(tried)}",
@@ -159,9 +159,7 @@ def _absent(error: BuildFailed, attribute: AttrPath) -> bool:
     return f"'{attribute}'" in said and _LOST_ATTRIBUTE.search(said) is not None
 
 
-def _evaluated(
-    answer: Any, system: System, installable: str, attribute: AttrPath, facts: FlakeFacts | None
-) -> Evaluated:
+def _evaluated(answer: Any, system: System, installable: str, attribute: AttrPath) -> Evaluated:
     kind = answer.get("kind")
     if kind != "derivation":
         raise UsageError(
@@ -182,8 +180,6 @@ def _evaluated(
         out=_path(answer["out"]),
         shape=Shape.COPY_TO if answer["copyTo"] else Shape.UNKNOWN,
         features=frozenset(str(feature) for feature in answer["features"] if feature),
-        revision=facts.revision if facts else None,
-        dirty=facts.dirty if facts else False,
         program=program or None,
     )
 

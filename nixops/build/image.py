@@ -19,11 +19,11 @@ from nixops.build.evaluate import FlakeFacts, evaluate_image, flake_facts
 from nixops.build.failover import with_failover
 from nixops.build.holding import held_by, inputs_of
 from nixops.build.later import Later
-from nixops.build.model import BuiltSystem, Evaluated, ImageSpec, Probe, PushedSystem, Tried
+from nixops.build.model import BuiltSystem, Evaluated, ImageSpec, PoolBuilder, Probe, PushedSystem, Tried
 from nixops.build.onbuilder import build_on, push_from
 from nixops.build.record import SystemImage, record_document, write_record
 from nixops.errors import ExitCode, NixopsError
-from nixops.transport.exec import Cancellation, cancellable, current_cancellation
+from nixops.transport.exec import Cancellation, Deadline, cancellable, current_cancellation
 from nixops.transport.fleet import Outcome, fan_out
 from nixops.values import HostName, ImageReference, StorePath, System
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:  # requests is only loaded where something is pushed
 SCHEMA: Final = "nixops/image/1"
 # What is still under way when all is done (a probe that nobody needs) has this long to end, seconds.
 _PARTING: Final = 2.0
+# So many builders are logged in to at once even if that may turn out to have been for nothing.
+_FEW: Final = 8
 
 
 @dataclass(frozen=True)
@@ -152,11 +154,13 @@ class _Run:
         self._under_way: list[Later[Any]] = []
         self._tried: list[Tried] = []
         self._probes: Later[tuple[Probe, ...]] | None = None
-        self._probing = threading.Lock()
+        self._asked: Later[FlakeFacts] | None = None
+        self._asking = threading.Lock()
 
     def join(self) -> None:
+        end = Deadline(_PARTING)
         for each in self._under_way:
-            each.join(_PARTING)
+            each.join(end.left() or 0.0)
 
     def _begin(self, work: Callable[[], Any]) -> Later[Any]:
         self._under_way.append(Later(work))
@@ -167,8 +171,9 @@ class _Run:
         destination = spec.destination
         if destination is not None:
             self._check_platforms()
-        self._facts: Later[FlakeFacts] = self._begin(lambda: flake_facts(session.local, spec.flake))
-        if destination is None:
+        if not spec.flake.is_path:
+            self._facts()
+        if destination is None or len(self._fit()) <= _FEW:
             self._probe()
         self._there: Later[Manifest | None] | None = (
             self._begin(lambda: self._current(destination)) if destination is not None else None
@@ -185,7 +190,7 @@ class _Run:
         digest, moved, provenance = None, False, None
         if destination is not None:
             digest, moved, provenance = self._name(destination, images, fresh=bool(waiting))
-        facts = self._facts.value()
+        facts = self._facts().value()
         document = record_document(spec, facts, images, digest=digest, moved=moved, tried=self._tried)
         return ImageResult(
             spec=spec,
@@ -199,10 +204,20 @@ class _Run:
             seconds=time.monotonic() - self._began,
         )
 
+    def _facts(self) -> Later[FlakeFacts]:
+        """What Nix says of the flake; asked once. Of a directory it is for the record alone, and can wait."""
+        with self._asking:
+            if self._asked is None:
+                self._asked = self._begin(lambda: flake_facts(self._session.local, self._spec.flake))
+            return self._asked
+
+    def _fit(self) -> list[PoolBuilder]:
+        return [b for b in self._session.builders if set(self._spec.systems) & set(b.systems)]
+
     def _probe(self) -> Later[tuple[Probe, ...]]:
-        """The builders' answers; asked once. Where the registry may have everything, not before it has said no:
-        logins on a whole pool are more work than all the rest of such a run."""
-        with self._probing:
+        """The builders' answers; asked once. Where the registry may have everything, a large pool is not asked before
+        the registry has said no: that many logins are more work than all the rest of such a run."""
+        with self._asking:
             if self._probes is None:
                 self._probes = self._begin(lambda: self._session.pool.probe(self._spec.systems))
             return self._probes
@@ -222,11 +237,9 @@ class _Run:
         began = time.monotonic()
         spec = self._spec
         # A directory is evaluated as it is; another reference is locked first, so that every system has the same.
-        facts = None if spec.flake.is_path else self._facts.value()
+        facts = None if spec.flake.is_path else self._facts().value()
         evaluated = evaluate_image(self._session.nix(), spec, system, facts)
-        if facts is None:
-            facts = self._facts.value()
-            evaluated = replace(evaluated, revision=facts.revision, dirty=facts.dirty)
+        self._facts()
         pushed = self._already(evaluated)
         inputs = None
         if pushed is None:
@@ -249,7 +262,9 @@ class _Run:
         from nixops.build.publish import already_there, staging_reference
 
         staging = staging_reference(destination, evaluated.system, evaluated.out)
-        pushed = already_there(self._session.registry(destination.registry), staging, evaluated.system)
+        client = self._session.registry(destination.registry)
+        # In a thread of its own, as a request cannot be interrupted: whoever waits for it can.
+        pushed: PushedSystem | None = self._begin(lambda: already_there(client, staging, evaluated.system)).value()
         if pushed is not None:
             self._say(evaluated.system, "step", f"the registry has it already ({pushed.digest[:19]}…)")
         return pushed
@@ -271,7 +286,7 @@ class _Run:
             self._say(system, "fault", f"{fault.builder} is left out: {fault.reason}")
 
         (built, pushed), before = with_failover(
-            session.pool.candidates(system),
+            session.pool.candidates(system, evaluated.features),
             lambda probe: self._on(probe, evaluated),
             system=system,
             order=session.pool.order(system, evaluated.features, held),
@@ -324,7 +339,7 @@ class _Run:
             from nixops.build.provenance import attach_provenance
 
             provenance = attach_provenance(
-                client, destination, named, self._spec, self._facts.value(), images, self._session.state
+                client, destination, named, self._spec, self._facts().value(), images, self._session.state
             )
         if moving:
             move_tag(client, destination, named)

@@ -109,7 +109,6 @@ class Evaluated:
     :ivar drv: the derivation to build: the image's ``copyTo`` where it has one, else the image itself.
     :ivar out: its output path, known beforehand (None for a content-addressed derivation).
     :ivar features: the ``requiredSystemFeatures`` of that derivation.
-    :ivar revision: of the flake, where it is locked to one; ``dirty`` says that the tree had changes.
     :ivar program: ``meta.mainProgram`` of ``copyTo``, where it says one.
     """
 
@@ -119,8 +118,6 @@ class Evaluated:
     out: StorePath | None
     shape: Shape
     features: frozenset[str] = frozenset()
-    revision: str | None = None
-    dirty: bool = False
     program: str | None = None
 
 

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from nixops.build.later import Later
 from nixops.build.model import BuiltSystem, Evaluated, Probe, PushedSystem
 from nixops.build.publish import confirm, staging_reference
 from nixops.build.push import BuilderUnfit, RegistryAccess, push_system
@@ -130,9 +131,10 @@ def push_from(
         )
     except BuilderUnfit:
         # Where the registry is away for us too, no other builder would do better: this raises that instead.
-        client.manifest(staging.repository, staging.tag)
+        Later(lambda: client.manifest(staging.repository, staging.tag)).value()
         raise
-    return confirm(client, staging, built.system.evaluated.system, sent)
+    # In a thread of its own, as a request cannot be interrupted: whoever waits for it can.
+    return Later(lambda: confirm(client, staging, built.system.evaluated.system, sent)).value()
 
 
 def _said(runner: StreamRunner, script: str, out: StorePath | str, name: str) -> dict[str, str]:

@@ -28,6 +28,7 @@ from nixops.transport.local import LocalRunner
 from nixops.transport.mux import SshPool
 from nixops.values import RegistryName
 from nixops.vault.refs import resolve_ref, secret_variables
+from nixops.vault.store import builders_key
 
 if TYPE_CHECKING:  # requests and hvac are only loaded by those who use them
     from nixops.registry.client import RegistryClient
@@ -66,6 +67,8 @@ class BuildSession:
         self._logins: dict[RegistryName, Callable[[], Login | None]] = {}
         # Reentrant: a login may need a secret that is kept in OpenBao.
         self._making = threading.RLock()
+        # Of its own: a first client costs some time, in which the builders can be asked.
+        self._registering = threading.RLock()
 
     def __enter__(self) -> Self:
         return self
@@ -121,8 +124,7 @@ class BuildSession:
 
     @functools.cached_property
     def _ssh(self) -> SshPool:
-        key = self.settings.ssh_key
-        identity = self.resolve(key) if key is not None else None
+        identity = builders_key(self.settings.ssh_key, self.resolve, self.environ)
         targets = [builder.target for builder in self._builders]
         return self._stack.enter_context(SshPool(targets, redactor=self.redactor, identity=identity))
 
@@ -177,7 +179,7 @@ class BuildSession:
 
     def login(self, name: RegistryName) -> Login | None:
         """The login to a registry: fresh, as some end after hours; None where nobody gave one."""
-        with self._making:
+        with self._registering:
             if name not in self._logins:
                 from nixops.registry.logins import login_for
 
@@ -198,7 +200,7 @@ class BuildSession:
 
     def registry(self, name: RegistryName) -> RegistryClient:
         """A client of a registry, closed with the session."""
-        with self._making:
+        with self._registering:
             if name not in self._registries:
                 from nixops.registry.client import RegistryClient
 

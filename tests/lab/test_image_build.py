@@ -208,6 +208,21 @@ def test_a_login_that_is_not_root_builds_as_well_and_keeps_the_output(builders: 
     assert has(host, image.out)
 
 
+def test_what_was_never_pushed_is_kept_for_a_day(imaging: Imaging, builders: Lab) -> None:
+    """Proves: a build that is not pushed survives a collection on its builder; two days later, the next build there
+    lets go of it, and of nothing younger."""
+    imaging.change(lambda document: document["hosts"].pop("second"))
+    host = builders.hosts["first"]
+    (old,) = imaging.build("docker").images
+    host.exec("nix-store", "--gc")
+    assert has(host, old.out)
+    host.exec(
+        "sh", "-c", 'find /nix/var/nix/gcroots/nixops-images -lname "$0" -exec touch -h -d "2 days ago" {} +', old.out
+    )
+    (young,) = imaging.build("layout").images
+    assert old.out not in roots(host) and young.out in roots(host)
+
+
 def test_a_dirty_tree_is_built_as_it_is_and_the_record_says_so(imaging: Imaging) -> None:
     """Proves: uncommitted changes are built; the record has no revision and says that the tree was dirty, names
     derivation, output, builder, Nix and times, is the operator's alone, and holds no more."""

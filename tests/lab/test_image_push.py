@@ -15,17 +15,28 @@ from nixops.lab.lab import HostSpec, Lab
 from nixops.lab.registry import RegistryServer
 from nixops.lab.setting import NIX_CONFIG
 from tests.lab.conftest import LabFactory
-from tests.lab.imaging import ARM, X86, Imaging, push_places, raw, roots, second_system, skopeo
+from tests.lab.imaging import (
+    ARM,
+    X86,
+    Imaging,
+    eventually,
+    push_places,
+    pushing,
+    raw,
+    roots,
+    second_system,
+    skopeo,
+)
 
 WRITING = ("POST", "PUT", "PATCH", "DELETE")
 
 
 @pytest.fixture(scope="module")
 def builders(lab_factory: LabFactory) -> Lab:
-    """``first`` and ``second``, which build for both systems."""
-    lab = lab_factory(HostSpec("first"), HostSpec("second"))
-    for host in lab.hosts.values():
-        second_system(host)
+    """``first`` and ``second``, which build for both systems, and ``third`` with a login that is not root's."""
+    lab = lab_factory(HostSpec("first"), HostSpec("second"), HostSpec("third", "awkward"))
+    for name in ("first", "second"):
+        second_system(lab.hosts[name])
     return lab
 
 
@@ -43,7 +54,7 @@ def nix_of_the_lab(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def imaging(builders: Lab, registry: RegistryServer, tmp_path: Path) -> Imaging:
-    return Imaging(tmp_path, builders, registry)
+    return Imaging(tmp_path, builders, registry, hosts=("first", "second"))
 
 
 def writes(registry: RegistryServer, since: int) -> list[str]:
@@ -130,6 +141,37 @@ def test_every_shape_of_image_is_pushed(imaging: Imaging, registry: RegistryServ
     assert inspected["Digest"] == result.digest == image.pushed.digest
     assert inspected["Architecture"] == "amd64"
     assert json.loads(result.record.read_text())["digest"] == result.digest
+
+
+@pytest.mark.parametrize("attr", ["docker", "archive"])
+def test_a_login_that_is_not_root_pushes_as_well(
+    builders: Lab, registry: RegistryServer, tmp_path: Path, attr: str
+) -> None:
+    """Proves: on a builder whose login is neither root nor trusted by Nix, and whose PATH is NixOS's, an image is
+    built, kept until it is pushed, pushed, and nothing of it stays: neither the login to the registry nor the root."""
+    settings = {"third": {"builder": {"max_jobs": 2, "systems": [X86]}}}
+    imaging = Imaging(tmp_path, builders, registry, hosts=("third",), settings=settings)
+    reference = imaging.reference(f"team/plain-login:{attr}")
+    result = imaging.build(attr, push=reference)
+    assert json.loads(skopeo(registry, "inspect", f"docker://{reference}"))["Digest"] == result.digest
+    host = builders.hosts["third"]
+    assert push_places(host) == []
+    assert host.exec("find", "/home/admin/.local/state/nixops/roots", "-type", "l").stdout == b""
+
+
+def test_a_garbage_collection_in_the_middle_of_a_push_takes_nothing_away(imaging: Imaging, builders: Lab) -> None:
+    """Proves: what is being pushed is rooted on its builder until it has been: collecting there meanwhile deletes
+    nothing that the push needs."""
+    reference = imaging.reference("team/collected:1")
+    imaging.change(lambda document: document["hosts"].pop("second"))
+    call = imaging.begin(lambda: imaging.build("slow-push", push=reference))
+    host = builders.hosts["first"]
+    eventually(lambda: pushing(host), 20, "the push")
+    kept = roots(host)
+    host.exec("nix-store", "--gc")
+    (image,) = call.wait().images
+    assert image.out in kept and image.pushed is not None and image.pushed.uploaded
+    assert image.out not in roots(host)
 
 
 def test_what_is_no_image_is_not_pushed(imaging: Imaging, registry: RegistryServer) -> None:
@@ -244,7 +286,7 @@ def test_the_record_holds_digests_and_no_secret(imaging: Imaging, registry: Regi
 def test_registries_with_bearer_tokens_and_without_any_login(builders: Lab, tmp_path: Path, auth: str) -> None:
     """Proves: the same against a registry whose token server wants the login, and one of plain HTTP that wants none."""
     with RegistryServer(bind=builders.gateway, auth=auth, tls=auth == "token") as server:  # type: ignore[arg-type]
-        imaging = Imaging(tmp_path, builders, server)
+        imaging = Imaging(tmp_path, builders, server, hosts=("first", "second"))
         if auth == "none":
             imaging.change(lambda document: document.update(registries={str(server.name): {"tls": False}}))
         result = imaging.build("docker", X86, ARM, push=imaging.reference("team/app:1"))

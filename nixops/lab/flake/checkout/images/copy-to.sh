@@ -1,5 +1,6 @@
-# Writes the program that nix2container writes, which gives its arguments to skopeo as they come, unquoted, and
-# prints them first.
+# Writes the program that nix2container writes: with a skopeo of its own, to which it gives its arguments as they come,
+# unquoted, after it has printed them.
+skopeo=$(command -v skopeo)
 mkdir -p "$out/bin"
 program=$out/bin/${program:-copy-to}
 {
@@ -8,7 +9,7 @@ program=$out/bin/${program:-copy-to}
     echo "sleep $pause"
   fi
   echo "echo Running skopeo --insecure-policy copy oci:$image \$@"
-  echo "exec_skopeo() { skopeo --insecure-policy copy oci:$image \$@; }"
+  echo "exec_skopeo() { $skopeo --insecure-policy copy oci:$image \$@; }"
   echo 'exec_skopeo $@'
 } >"$program"
 chmod 755 "$program"
