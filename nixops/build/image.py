@@ -22,7 +22,7 @@ from nixops.build.later import Later
 from nixops.build.model import BuiltSystem, Evaluated, ImageSpec, PoolBuilder, Probe, PushedSystem, Tried
 from nixops.build.onbuilder import build_on, push_from
 from nixops.build.record import SystemImage, record_document, write_record
-from nixops.errors import ExitCode, NixopsError
+from nixops.errors import BuildFailed, ConnectionLost, ExitCode, NixopsError
 from nixops.transport.exec import Cancellation, Deadline, cancellable, current_cancellation
 from nixops.transport.fleet import Outcome, fan_out
 from nixops.values import HostName, ImageReference, StorePath, System
@@ -280,14 +280,12 @@ class _Run:
         held = held_by(evaluated, inputs.value, self._probe().value(), session.ssh.runner)
 
         def tried(fault: Tried) -> None:
-            # What is left of a dead connection must not hold up anybody.
-            session.ssh.drop(next(b.name for b in session.builders if b.name == fault.builder))
             self._tried.append(fault)
             self._say(system, "fault", f"{fault.builder} is left out: {fault.reason}")
 
         (built, pushed), before = with_failover(
             session.pool.candidates(system, evaluated.features),
-            lambda probe: self._on(probe, evaluated),
+            lambda probe: self._on_or_drop(probe, evaluated),
             system=system,
             order=session.pool.order(system, evaluated.features, held),
             claims=session.claims,
@@ -298,6 +296,19 @@ class _Run:
         )
         built = replace(built, tried=before)
         return SystemImage(evaluated, built.out, known.seconds + time.monotonic() - began, built, pushed)
+
+    def _on_or_drop(self, probe: Probe, evaluated: Evaluated) -> tuple[BuiltSystem, PushedSystem | None]:
+        try:
+            return self._on(probe, evaluated)
+        except ConnectionLost:
+            # What is left of a dead connection must not hold up anybody. Another fault, such as a full disk, leaves the
+            # connection to the other system that is built there.
+            self._session.ssh.drop(probe.builder.name)
+            raise
+        except BuildFailed as error:
+            if len(self._spec.systems) > 1:  # another may have an hour to go
+                self._say(evaluated.system, "fault", error.message)
+            raise
 
     def _on(self, probe: Probe, evaluated: Evaluated) -> tuple[BuiltSystem, PushedSystem | None]:
         system, name = evaluated.system, probe.builder.name

@@ -45,6 +45,10 @@ def image_spec(loaded: Loaded, request: ImageRequest, directory: Path) -> ImageS
     :param directory: what a relative path in ``request.flake`` starts from.
     :raises UsageError: something is missing or is not of its grammar; the hint says what to write.
     """
+    if request.provenance and not request.push:
+        raise UsageError(
+            "--provenance attaches to what is pushed, and nothing is to be", hint="add --push, or leave it out"
+        )
     image = _image(loaded, request)
     if request.flake is not None:
         flake = flake_at(_checked(FlakeRef, request.flake, "--flake"), directory, "--flake")

@@ -3,9 +3,9 @@
 Its attributes, for ``x86_64-linux`` and ``aarch64-linux`` each: ``docker`` (an OCI layout with a ``copyTo`` as
 nix2container has it), ``archive`` (a docker archive), ``layout`` (an OCI layout alone), ``slow`` (ten seconds),
 ``endless``, ``slow-push`` and ``endless-push`` (which wait before they push), ``failing``, ``featured`` (needs
-big-parallel), ``half`` (fails on aarch64-linux), ``foreign`` (of another architecture, as it says),
-``crossed`` (always built on x86_64-linux), ``large`` (300 MiB), ``named`` (its program has another name), ``refused`` (its program fails), ``odd`` (no image), and ``old``,
-which is in legacyPackages alone.
+big-parallel), ``half`` (fails on aarch64-linux), ``foreign`` (of another architecture, as it says), ``crossed`` (always
+built on x86_64-linux), ``large`` (300 MiB), ``named`` (its program has another name), ``refused`` (its program fails),
+``odd`` (no image), and ``old``, which is in legacyPackages alone.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ def settle(root: Path, openbao: Path) -> None:
     write(root / "etc/ssh/sshd_config.d/lab.conf", recipe.SSHD.format(root="prohibit-password"))
     write(root / "etc/nix/nix.conf", recipe.NIX_PLAIN)
     _open_daemon(root)
+    _own_build_users(root)
     write(root / "etc/NIXOS", "")
     write(root / "etc/fstab", "")
 
@@ -74,3 +75,19 @@ def _open_daemon(root: Path) -> None:
         if "daemon-socket" in text:
             opened = re.sub(r"^(d\s+/nix/var/nix/daemon-socket)\s.*$", r"\1 0755 root root", text, flags=re.MULTILINE)
             write(root / "etc/tmpfiles.d" / file.name, opened)
+
+
+def _own_build_users(root: Path) -> None:
+    """Give Nix's build users ids that no user of this machine has.
+
+    When a build ends, Nix kills whatever else runs as its build user; a Nix on this machine sees the processes of all
+    hosts, and would end a build inside one of them.
+    """
+    passwd = root / "etc/passwd"
+    text = re.sub(
+        r"^(nixbld(\d+):x):\d+:",
+        lambda found: f"{found[1]}:{recipe.BUILD_USERS + int(found[2])}:",
+        passwd.read_text(encoding="utf-8"),
+        flags=re.MULTILINE,
+    )
+    write(passwd, text)

@@ -40,6 +40,9 @@ PACKAGES = (
     "wget",
 )
 
+# Nix's build users are numbered from here on; below what systemd gives to dynamic users.
+BUILD_USERS = 47000
+
 TOOLS = "/opt/lab/tools"
 BOOTSTRAP = "/opt/lab/bootstrap"
 

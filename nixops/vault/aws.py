@@ -43,7 +43,8 @@ def read_aws_secret(secret_id: str) -> Secret:
         problem = _refused(str(error.response.get("Error", {}).get("Code", "an error")))
     except botocore.exceptions.BotoCoreError as error:
         # Its text can hold a request, a profile's settings or a credential process's output: the kind will do.
-        problem = (f"AWS could not be asked ({type(error).__name__})", "check the network, AWS_PROFILE and AWS_DEFAULT_REGION")
+        hint = "check the network, AWS_PROFILE and AWS_DEFAULT_REGION"
+        problem = (f"AWS could not be asked ({type(error).__name__})", hint)
     except (OSError, ValueError) as error:
         problem = (f"AWS could not be asked ({type(error).__name__})", "check AWS_PROFILE and AWS_ENDPOINT_URL")
     else:

@@ -97,6 +97,13 @@ def test_a_push_of_an_image_without_a_destination_says_so(loaded: Loaded) -> Non
     assert "not said where to" in refused(loaded, image="tool", push=True)
 
 
+def test_a_provenance_of_what_is_not_pushed_is_refused_and_one_of_the_inventory_is_for_pushes(tmp_path: Path) -> None:
+    loaded = inventory(tmp_path, INVENTORY.replace("attribute: docker", "attribute: docker\n    provenance: true"))
+    assert "--push" in refused(loaded, image="tool", provenance=True)
+    assert asked(loaded, image="app").destination is None
+    assert asked(loaded, image="app", push=True).provenance
+
+
 def test_a_directory_without_a_flake_is_refused(loaded: Loaded) -> None:
     assert "no flake.nix" in refused(loaded, flake="./nothing", attr="a", systems="x86_64-linux")
 

@@ -38,8 +38,8 @@ def test_every_command_of_a_page_parses(page: str, command: str) -> None:
 def test_the_task_table_of_the_readme_names_each_task_and_its_flags() -> None:
     text = (TOP / "README.md").read_text()
     for name, aliases in ns.task_names.items():
-        known = "|".join(re.escape(n) for n in (name, *aliases))
-        assert re.search(rf"`({known})[ `]", text), f"the README does not name {name}"
+        called = "|".join(re.escape(n) for n in (name, *aliases))
+        assert re.search(rf"`({called})[ `]", text), f"the README does not name {name}"
     rows = re.findall(r"^\| `([a-z.-]+)((?: \[?--[^|`]*(?:\\\|[^|`]*)*)?)`", text, re.MULTILINE)
     for name, flags in rows:
         known = {f"--{a.name.replace('_', '-')}" for a in _task(name).get_arguments()}
