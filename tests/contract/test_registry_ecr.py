@@ -170,6 +170,7 @@ def test_a_registry_of_amazon_gets_a_token_of_its_own_account(moto: AwsServer, m
     assert login.password == Secret(f"{ACCOUNT}-auth-token"), "moto's token names the account it is for"
 
 
+@pytest.mark.registry
 def test_a_token_of_aws_opens_a_real_registry(moto: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Proves ``ecr: true`` from the inventory to a push: token from moto, basic login at docker-registry."""
     use(monkeypatch, moto.url, AWS_DEFAULT_REGION=moto.region)

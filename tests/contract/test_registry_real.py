@@ -22,6 +22,8 @@ from nixops.secret import Redactor, Secret
 from nixops.values import ImageReference, System
 from tests.unit.registry_server import CONFIG_TYPE, LAYER_TYPE, Sleeps, image_of
 
+pytestmark = pytest.mark.registry
+
 ABSENT = "sha256:" + "0" * 64
 
 

@@ -20,6 +20,8 @@ from nixops.registry.referrers import fallback_tag
 from nixops.secret import Redactor
 from tests.unit.registry_server import FakeRegistry, Fault, fake_registry, image_of, plain_client
 
+pytestmark = pytest.mark.registry
+
 KIND = "application/vnd.in-toto+json"
 TEAM = "team/app"
 

@@ -5,6 +5,7 @@ What depends on OpenSSH and on real sudo is in tests/lab/test_transport_lab.py.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -166,9 +167,11 @@ class Server(paramiko.ServerInterface):
         for thread in pumps:
             thread.join()
         code = process.wait()
-        if not channel.closed:
-            channel.send_exit_status(code if code >= 0 else 128 - code)
-        channel.close()
+        # The connection may end at this moment: there is nobody left to tell then.
+        with contextlib.suppress(EOFError, OSError):
+            if not channel.closed:
+                channel.send_exit_status(code if code >= 0 else 128 - code)
+            channel.close()
         self.sessions -= 1
 
 
