@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Final
 
 from nixops.errors import NixopsError, UsageError
-from nixops.inventory.positions import Scalar, ScalarValue, Table, parse
+from nixops.inventory.positions import Items, Scalar, ScalarValue, Table, parse
 from nixops.inventory.source import read_text
 
 FORMATS: Final = {"inventory": ("text", "json", "ansible", "ssh-config", "known-hosts", "machines")}
 _DEFAULT_FILE: Final = "inventory/hosts.yml"
-_FLAGS: Final = ("--host", "--runner", "--group", "--format", "--shell")
+_FLAGS: Final = ("--host", "--runner", "--group", "--image", "--system", "--systems", "--format", "--shell")
 
-BASH: Final = r"""# invoke's tasks and flags, and the inventory's hosts, runners and groups behind their flags.
+BASH: Final = r"""# invoke's tasks and flags, and behind the flags the inventory's names.
 _nixops_complete() {
     local program=${COMP_WORDS[0]/#\~/$HOME} previous=${COMP_WORDS[COMP_CWORD-1]} current=$2 candidates
     [ "$previous" = "=" ] && previous=${COMP_WORDS[COMP_CWORD-2]}
@@ -22,7 +22,7 @@ _nixops_complete() {
     case $previous/$current in
         trust/-*)
             candidates=$("$program" --complete -- invoke "${COMP_WORDS[@]:1}" 2>/dev/null) ;;
-        --host/*|--runner/*|--group/*|--format/*|--shell/*|trust/*)
+        --host/*|--runner/*|--group/*|--image/*|--system/*|--systems/*|--format/*|--shell/*|trust/*)
             candidates=$("$program" completion --current="$COMP_CWORD" \
                 --words="$(printf '%s\n' "${COMP_WORDS[@]}")" 2>/dev/null) ;;
         --inventory/*)
@@ -37,13 +37,13 @@ _nixops_complete() {
 complete -F _nixops_complete -o default invoke inv
 """
 
-ZSH: Final = r"""# invoke's tasks and flags, and the inventory's hosts, runners and groups behind their flags.
+ZSH: Final = r"""# invoke's tasks and flags, and behind the flags the inventory's names.
 _nixops_complete() {
     local program=${~${(Q)words[1]}} found
     case ${words[CURRENT-1]}/${words[CURRENT]} in
         trust/-*)
             found=$("$program" --complete -- invoke "${words[@]:1}" 2>/dev/null) ;;
-        --host/*|--runner/*|--group/*|--format/*|--shell/*|trust/*|*/--host=*|*/--runner=*|*/--group=*|*/--format=*)
+        --(host|runner|group|image|system|systems|format|shell)/*|trust/*|*/--(host|runner|group|image|system|systems|format)=*)
             found=$("$program" completion --current="$((CURRENT - 1))" --words="${(F)words}" 2>/dev/null) ;;
         --inventory/*)
             _files
@@ -94,12 +94,30 @@ def _names(flag: str, words: Sequence[str], directory: Path) -> list[str]:
         return []
     if flag == "--group":
         return list(_below(root, "groups").entries)
+    if flag == "--image":
+        return list(_below(root, "images").entries)
+    if flag in ("--system", "--systems"):
+        return _systems(root)
     hosts = _below(root, "hosts")
     if flag in ("--host", "trust"):
         return list(hosts.entries)
     chosen = _value("--host", words) or _scalar(_below(root, "default"), "host")
     asked = [str(chosen)] if chosen in hosts.entries else list(hosts.entries)
     return list(dict.fromkeys(name for host in asked for name in _managed(_below(_below(hosts, host), "runners"))))
+
+
+def _systems(root: Table) -> list[str]:
+    """Every system that the file names anywhere."""
+    layers = [_below(root, "defaults")]
+    for section in ("groups", "hosts"):
+        layers += [_below(_below(root, section), name) for name in _below(root, section).entries]
+    found = [str(value) for layer in layers if (value := _scalar(layer, "system")) is not None]
+    listed = [_below(layer, "builder").entries.get("systems") for layer in layers]
+    listed += [_below(_below(root, "images"), name).entries.get("systems") for name in _below(root, "images").entries]
+    for entry in listed:
+        if entry is not None and isinstance(entry.value, Items):
+            found += [str(item.value) for item in entry.value.items if isinstance(item, Scalar)]
+    return list(dict.fromkeys(found))
 
 
 def _value(flag: str, words: Sequence[str]) -> str:
