@@ -150,9 +150,10 @@ class Defect(NixopsError):
     @classmethod
     def of(cls, error: Exception) -> Defect:
         """Name the exception and where it came from; its traceback could hold the values of variables."""
-        where = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        where = f" in {frames[-1].name} (line {frames[-1].lineno})" if frames else ""
         return cls(
-            f"a defect in nixops: {type(error).__name__} in {where.name} (line {where.lineno}): {str(error)[:500]}",
+            f"a defect in nixops: {type(error).__name__}{where}: {str(error)[:500]}",
             hint="set NIXOPS_TRACEBACK=1 to see where, and report it",
         )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nixops.build.request import ImageRequest, attribute_of, flake_of, image_spec, systems_of
 from nixops.build.session import BuildSession
-from nixops.errors import NixopsError, UsageError
+from nixops.errors import NixopsError, NoBuilder, UsageError
 from nixops.inventory.load import load, locate
 from nixops.secret import Redactor
 from nixops.ui.ending import terminated_like_interrupted, told
@@ -76,7 +76,7 @@ def _task(inventory: str, format: str, schema: str) -> Iterator[tuple[BuildSessi
     if format not in ("text", "json"):
         raise UsageError(f"--format {format} is not known", hint="text or json")
     redactor = Redactor()
-    reporter = Reporter(redactor, quiet=format == "json")
+    reporter = Reporter(redactor)
     with terminated_like_interrupted():
         try:
             loaded = load(locate(inventory, Path.cwd()))
@@ -85,7 +85,7 @@ def _task(inventory: str, format: str, schema: str) -> Iterator[tuple[BuildSessi
         except (Exception, KeyboardInterrupt) as caught:
             if os.environ.get("NIXOPS_TRACEBACK") and not isinstance(caught, NixopsError):
                 raise
-            error = told(caught, redactor)
+            error = told(caught, redactor, inventory)
             if format == "json" and not reporter.documented:
                 reporter.document(_dumps({"schema": schema, "error": str(error), "exit_code": int(error.exit_code)}))
             raise error from None
@@ -137,7 +137,7 @@ def _show_image(result: ImageResult, reporter: Reporter) -> None:
     reporter.table("", ("system", "built on", "output", "digest", "seconds"), rows)
     destination = result.spec.destination
     if destination is None:
-        reporter.result("Built, and not pushed: --push takes it to a registry.")
+        reporter.result("Built, and not pushed (--push takes it to a registry). It stays on its builder for a day.")
     elif not result.uploaded:
         reporter.result(f"{destination} is {result.digest} already: nothing was uploaded.")
     else:
@@ -152,17 +152,16 @@ def _show_image(result: ImageResult, reporter: Reporter) -> None:
 def show_pool(options: PoolOptions) -> None:
     """Ask every builder at once and show the answers; ends well when at least one can be used.
 
-    :raises UsageError: the pool has no builder (of that system).
-    :raises NoBuilder: none of them can be used.
+    :raises NoBuilder: there is none (of that system), or none can be used.
     """
     from nixops.build.show import SCHEMA, pool_document, pool_rows
 
     with _task(options.inventory, options.format, SCHEMA) as (session, reporter):
-        wanted = systems_of(options.system) if options.system is not None else None
+        wanted = systems_of(options.system, "--system") if options.system is not None else None
         builders = [b for b in session.builders if wanted is None or set(wanted) & set(b.systems)]
         if not builders:
             which = f" for {options.system}" if options.system else ""
-            raise UsageError(
+            raise NoBuilder(
                 f"{session.loaded.file}: the pool has no builder{which}",
                 hint="give a host `builder: {}`, or name build.machines or build.ec2",
             )
@@ -175,9 +174,8 @@ def show_pool(options: PoolOptions) -> None:
             header, rows = pool_rows(probes, left_out)
             reporter.table("", header, rows)
         if not any(probe.usable for probe in probes):
-            from nixops.build.failover import no_builder
-
-            raise no_builder(wanted[0] if wanted else builders[0].systems[0], probes)
+            # The table has said why.
+            raise NoBuilder("no builder can be used" if len(probes) > 1 else "the builder cannot be used")
 
 
 def build(options: BuildOptions) -> None:

@@ -85,7 +85,10 @@ def _image(loaded: Loaded, request: ImageRequest) -> Image | None:
             if value is None
         ]
         if missing:
-            raise UsageError(f"--flake {request.flake} says where, not what", hint=f"add {' and '.join(missing)}")
+            raise UsageError(
+                f"--flake {request.flake}: nothing is taken from the inventory's images then",
+                hint=f"add {' and '.join(missing)}",
+            )
         return None
     if name is None:
         default = loaded.inventory.default
@@ -125,14 +128,15 @@ def _destination(image: Image | None, request: ImageRequest) -> ImageReference |
     return image.destination
 
 
-def systems_of(text: str) -> tuple[System, ...]:
+def systems_of(text: str, flag: str = "--systems") -> tuple[System, ...]:
     """The systems of a command line, joined by commas.
 
+    :param flag: where they stand, for errors.
     :raises UsageError: one is no system, or stands there twice.
     """
-    systems = tuple(_checked(System, part.strip(), "--systems") for part in text.split(","))
+    systems = tuple(_checked(System, part.strip(), flag) for part in text.split(","))
     if len(set(systems)) != len(systems):
-        raise UsageError(f"--systems {text}: a system stands there twice")
+        raise UsageError(f"{flag} {text}: a system stands there twice")
     return systems
 
 
@@ -157,6 +161,11 @@ def flake_at(flake: FlakeRef, directory: Path, what: str) -> FlakeRef:
     :raises UsageError: there is no flake in that directory, or its path is one that Nix does not take.
     """
     if not flake.is_path:
+        if (directory / flake / "flake.nix").is_file():
+            raise UsageError(
+                f"{what}: {flake} means an entry of Nix's registry of flakes, and there is a directory of that name",
+                hint=f"for the directory write ./{flake}",
+            )
         return flake
     path = (directory / Path(flake).expanduser()).resolve()
     if not (path / "flake.nix").is_file():

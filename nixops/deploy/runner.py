@@ -57,7 +57,7 @@ def task_session(options: DeployOptions, schema: str) -> Iterator[tuple[Session,
     if options.format not in ("text", "json"):
         raise UsageError(f"--format {options.format} is not known", hint="text or json")
     redactor = Redactor()
-    reporter = Reporter(redactor, quiet=options.json)
+    reporter = Reporter(redactor)
     with terminated_like_interrupted():
         try:
             loaded = load(locate(options.inventory, Path.cwd()))
@@ -72,7 +72,7 @@ def task_session(options: DeployOptions, schema: str) -> Iterator[tuple[Session,
         except (Exception, KeyboardInterrupt) as caught:
             if os.environ.get("NIXOPS_TRACEBACK") and not isinstance(caught, NixopsError):
                 raise
-            error = told(caught, redactor)
+            error = told(caught, redactor, options.inventory)
             if options.json and not reporter.documented:
                 outcome = BY_EXIT_CODE.get(error.exit_code, Outcome.FAILED)
                 reporter.document(Document(schema, outcome, [], str(error)).dumps())

@@ -25,7 +25,7 @@ def host_rows(loaded: Loaded) -> Iterator[tuple[str, ...]]:
             host.system,
             ", ".join(host.groups) or "-",
             "pinned" if host.host_key else "not pinned",
-            f"{host.builder.max_jobs} jobs" if host.builder else "-",
+            f"{host.builder.max_jobs} job{'s' * (host.builder.max_jobs > 1)}" if host.builder else "-",
         )
 
 

@@ -8,7 +8,7 @@ from invoke.tasks import task
 from nixops.tasks.support import guarded
 
 HELP = {
-    "inventory": "the inventory file",
+    "inventory": "the inventory file (default: inventory/hosts.yml)",
     "format": "text or json",
 }
 FLAKE = "the flake: a path, or a reference such as github:owner/repository"

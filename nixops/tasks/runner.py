@@ -9,7 +9,7 @@ from nixops.tasks.support import guarded
 HELP = {
     "host": "the host's name in the inventory (default: the inventory's default)",
     "runner": "the runner's name on that host (default: the inventory's default)",
-    "inventory": "the inventory file",
+    "inventory": "the inventory file (default: inventory/hosts.yml)",
     "format": "text or json",
 }
 

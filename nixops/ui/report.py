@@ -147,18 +147,26 @@ class Reporter:
             self._print(self.stdout, "    " + line, styles.get(line[:1]))
 
     def table(self, title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """A table of results on stdout: drawn at a terminal, aligned text elsewhere."""
+        """A table of results on stdout: drawn at a terminal, aligned text elsewhere. One that is wider than the
+        terminal is a block of lines for each row: cells broken in the middle can neither be read nor copied.
+        """
         cleaned = [[self._clean(cell) for cell in row] for row in rows]
         if self.stdout.isatty():
             from rich.table import Table
             from rich.text import Text
+
+            console = self._console(self.stdout)
+            widths = [max(len(cell) for cell in column) for column in zip(header, *cleaned, strict=True)]
+            if sum(widths) + 3 * len(widths) + 1 > console.width:
+                self._blocks(title, header, cleaned)
+                return
 
             table = Table(title=title or None, title_justify="left")
             for name in header:
                 table.add_column(name, overflow="fold")
             for row in cleaned:
                 table.add_row(*(Text(cell) for cell in row))
-            self._console(self.stdout).print(table)
+            console.print(table)
             return
         if title:
             print(title, file=self.stdout)
@@ -169,3 +177,14 @@ class Reporter:
                 file=self.stdout,
                 flush=True,
             )
+
+    def _blocks(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Each row as its first cell, and below it every other that says something, with its name."""
+        if title:
+            self._print(self.stdout, title, "bold")
+        width = max(len(name) for name in header[1:]) if len(header) > 1 else 0
+        for first, *cells in rows:
+            self._print(self.stdout, first, "bold")
+            for name, cell in zip(header[1:], cells, strict=True):
+                if cell not in ("", "-"):
+                    self._print(self.stdout, f"  {name.ljust(width)}  {cell}", None)

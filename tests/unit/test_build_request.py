@@ -108,6 +108,10 @@ def test_a_directory_without_a_flake_is_refused(loaded: Loaded) -> None:
     assert "no flake.nix" in refused(loaded, flake="./nothing", attr="a", systems="x86_64-linux")
 
 
+def test_a_directory_that_looks_like_a_name_is_pointed_to_its_path(loaded: Loaded) -> None:
+    assert "write ./app" in refused(loaded, flake="app", attr="docker", systems="x86_64-linux")
+
+
 def test_a_path_that_nix_does_not_take_is_refused(loaded: Loaded) -> None:
     odd = loaded.base / "with space"
     odd.mkdir()

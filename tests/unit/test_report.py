@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 
@@ -66,3 +67,30 @@ def test_secrets_and_escape_sequences_are_not_shown() -> None:
     out = io.StringIO()
     Reporter(Redactor([Secret("hunter2-hunter2")]), stdout=out).result("it is hunter2-hunter2 \x1b[2J")
     assert out.getvalue() == "it is *** \\x1b[2J\n"
+
+
+class Terminal(io.StringIO):
+    """A terminal, for all that a reporter can tell."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_table_that_is_wider_than_the_terminal_is_blocks_that_can_be_read_and_copied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    path = "/nix/store/6wss3sqghh0p7r32ar5q531c9pj4s98z-copy-to"
+    digest = "sha256:" + "0123456789abcdef" * 4
+    terminal = Terminal()
+    reporter = Reporter(Redactor(), stdout=terminal)
+    reporter.table("", ("system", "output", "digest", "why"), [("x86_64-linux", path, digest, "-")])
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in terminal.getvalue().splitlines()]
+    assert lines == ["x86_64-linux", f"  output  {path}", f"  digest  {digest}"]
+
+
+def test_a_table_that_fits_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    terminal = Terminal()
+    Reporter(Redactor(), stdout=terminal).table("", ("a", "b"), [("one", "two")])
+    assert "│ one │ two │" in re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue())
