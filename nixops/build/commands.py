@@ -152,6 +152,8 @@ def _show_image(result: ImageResult, reporter: Reporter) -> None:
 def show_pool(options: PoolOptions) -> None:
     """Ask every builder at once and show the answers; ends well when at least one can be used.
 
+    A builder that failed a while ago and answers now is used like any other from here on.
+
     :raises NoBuilder: there is none (of that system), or none can be used.
     """
     from nixops.build.show import SCHEMA, pool_document, pool_rows
@@ -167,6 +169,9 @@ def show_pool(options: PoolOptions) -> None:
             )
         asked = session.pool.probe(wanted, everybody=True)
         probes = [replace(probe, claims=session.claims.count(probe.builder.name)) for probe in asked]
+        for probe in probes:
+            if probe.usable:  # somebody has looked: what kept it from being used is over
+                session.quarantine.clear(probe.builder.name)
         left_out = session.pool.left_out()
         if options.format == "json":
             reporter.document(_dumps(pool_document(probes, left_out)))

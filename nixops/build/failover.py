@@ -147,7 +147,7 @@ def no_builder(system: System, probes: Sequence[Probe], tried: Sequence[Tried] =
     if not lines:
         return NoBuilder(
             f"no builder of the pool builds for {system}",
-            hint=f"give a host of the inventory builder: {{systems: [{system}]}}, or name build.machines or build.ec2",
+            hint=f"it takes a host with `system: {system}` and `builder: {{}}`, or one whose builder.systems names it",
         )
     return NoBuilder(
         f"no builder for {system} can be used", hint="invoke build.pool shows them all", detail="\n".join(lines)

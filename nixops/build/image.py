@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from nixops.build.evaluate import FlakeFacts, evaluate_image, flake_facts
-from nixops.build.failover import with_failover
+from nixops.build.failover import no_builder, with_failover
 from nixops.build.holding import held_by, inputs_of
 from nixops.build.later import Later
 from nixops.build.model import BuiltSystem, Evaluated, ImageSpec, PoolBuilder, Probe, PushedSystem, Tried
 from nixops.build.onbuilder import build_on, push_from
-from nixops.build.record import SystemImage, record_document, write_record
+from nixops.build.record import SystemImage, record_document, reserved
 from nixops.errors import BuildFailed, ConnectionLost, ExitCode, NixopsError
 from nixops.transport.exec import Cancellation, Deadline, cancellable, current_cancellation
 from nixops.transport.fleet import Outcome, fan_out
@@ -180,6 +180,8 @@ class _Run:
         )
         known = _unwrapped(fan_out(spec.systems, self._evaluate, limit=len(spec.systems)))
         waiting = [one for one in known if one.pushed is None]
+        self._told: set[HostName] = set()
+        _unwrapped(fan_out(waiting, self._somebody, limit=max(1, len(waiting))))
         made = {i.system: i for i in _unwrapped(fan_out(waiting, self._make, limit=max(1, len(waiting))))}
         for one in known:
             if one.pushed is not None:
@@ -188,15 +190,17 @@ class _Run:
                 made[one.evaluated.system] = SystemImage(one.evaluated, out, one.seconds, pushed=one.pushed)
         images = tuple(made[system] for system in spec.systems)
         digest, moved, provenance = None, False, None
-        if destination is not None:
-            digest, moved, provenance = self._name(destination, images, fresh=bool(waiting))
+        # All that may still fail on this machine comes before the tag moves.
         facts = self._facts().value()
-        document = record_document(spec, facts, images, digest=digest, moved=moved, tried=self._tried)
+        with reserved(session.state) as keep:
+            if destination is not None:
+                digest, moved, provenance = self._name(destination, images, fresh=bool(waiting))
+            record = keep(record_document(spec, facts, images, digest=digest, moved=moved, tried=self._tried))
         return ImageResult(
             spec=spec,
             facts=facts,
             images=images,
-            record=write_record(session.state, document),
+            record=record,
             digest=digest,
             moved=moved,
             provenance=provenance,
@@ -270,6 +274,24 @@ class _Run:
         return pushed
 
     # -- on the builders --------------------------------------------------------------------------------------
+
+    def _somebody(self, known: _Known) -> None:
+        """Make sure that there is a builder for a system before any system is built, and say who is not there.
+
+        :raises NoBuilder: nobody can build it.
+        """
+        session, evaluated = self._session, known.evaluated
+        self._probe().value()
+        probes = session.pool.candidates(evaluated.system, evaluated.features)(frozenset())
+        if not any(p.usable and p.builder.takes(evaluated.system, evaluated.features) for p in probes):
+            raise no_builder(evaluated.system, probes)
+        for probe in probes:
+            with self._asking:
+                news = not probe.usable and probe.builder.name not in self._told
+                self._told.add(probe.builder.name)
+            if news:
+                self._tried.append(Tried(str(probe.builder.name), evaluated.system, probe.reason or ""))
+                self._say(None, "fault", f"{probe.builder.name} is not used: {probe.reason}")
 
     def _make(self, known: _Known) -> SystemImage:
         began = time.monotonic()
@@ -365,7 +387,7 @@ class _Run:
 
 def _chosen(probe: Probe, held: Mapping[HostName, float]) -> str:
     share = held.get(probe.builder.name)
-    return f"on {probe.builder.name}" + (f", which has {share:.0%} of what it takes" if share is not None else "")
+    return f"on {probe.builder.name}" + (f" ({share:.0%} of what it needs is there already)" if share else "")
 
 
 _SEVERITY: Final = (ExitCode.INTERRUPTED, ExitCode.USAGE, ExitCode.FAILED, ExitCode.UNREACHABLE)

@@ -80,7 +80,7 @@ class Quarantine:
             return None
         left = max(1, math.ceil(entry.until - self._clock()))
         when = time.strftime("%H:%M:%S", time.localtime(entry.until))
-        return f"left out until {when} (another {left} s), since it failed: {entry.reason}"
+        return f"taken last until {when} (another {left} s), since it failed: {entry.reason}"
 
     def _now(self, entries: Mapping[str, _Entry]) -> dict[str, _Entry]:
         now = self._clock()

@@ -246,4 +246,4 @@ def test_no_builder_says_why_for_each_kind_of_unfitness() -> None:
     )
     nobody = no_builder(X86, [])
     assert nobody.message == "no builder of the pool builds for x86_64-linux"
-    assert nobody.hint is not None and "systems: [x86_64-linux]" in nobody.hint
+    assert nobody.hint is not None and "`system: x86_64-linux`" in nobody.hint

@@ -203,7 +203,7 @@ def test_a_builder_that_answers_nobody_is_waited_for_once_and_left_out_from_then
     assert made.quarantine.names() == {HostName("dead")}
     again = pool(tmp_path, site, builder("dead"), builder("good"))
     reason = told(again.probe())["dead"]
-    assert reason is not None and reason.startswith("left out until")
+    assert reason is not None and reason.startswith("taken last until")
 
 
 def test_one_that_is_left_out_is_used_when_its_system_has_no_other(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_a_table_of_all_waits_for_those_that_are_left_out_too(tmp_path: Path) ->
     made = pool(tmp_path, Late(), builder("late"), builder("good"))
     made.quarantine.add(HostName("late"), "lost")
     reason = told(made.probe())["late"]
-    assert reason is not None and reason.startswith("left out until")
+    assert reason is not None and reason.startswith("taken last until")
     assert told(made.probe(everybody=True)) == {"late": None, "good": None}
     assert list(made.left_out()) == ["late"]
     assert made.left_out()[HostName("late")].endswith("since it failed: lost")

@@ -40,7 +40,7 @@ def test_a_builder_is_left_out_with_its_reason_until_the_time_is_up(file: Path, 
     quarantine.add(A, "connection refused\nand a log")
     reason = quarantine.reason(A)
     assert reason is not None
-    assert reason.startswith("left out until ") and reason.endswith(
+    assert reason.startswith("taken last until ") and reason.endswith(
         "(another 300 s), since it failed: connection refused"
     )
     assert (quarantine.names(), quarantine.reason(B)) == (frozenset({A}), None)
