@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nixops.build import BuildSession, ImageRequest, build_image, image_spec
-from nixops.errors import NixopsError, UsageError
+from nixops.errors import ExitCode, NixopsError, UsageError, printable
 from nixops.inventory.load import load
 from nixops.secret import Redactor
+from nixops.ui.ending import told
 
 # What container tools call a platform → what Nix calls it.
 SYSTEMS: Mapping[str, str] = {"linux/amd64": "x86_64-linux", "linux/arm64": "aarch64-linux"}
@@ -79,9 +80,18 @@ class NixImageBuilder:
         )
         # Every text is checked by its grammar here, before anything runs.
         wanted = image_spec(self._loaded, request, Path.cwd())
+        # It learns every secret that is read. What a builder or a registry says may repeat one, or hold what a terminal
+        # would obey: nothing of it is shown, or raised, as it came.
         redactor = Redactor()
-        with BuildSession(self._loaded, redactor, self._environ, say=self._say) as session:
-            result = build_image(wanted, session, on_event=lambda event: self._say(redactor.clean(str(event))))
+
+        def say(text: object) -> None:
+            self._say(printable(redactor.clean(str(text))))
+
+        try:
+            with BuildSession(self._loaded, redactor, self._environ, say=say) as session:
+                result = build_image(wanted, session, on_event=say)
+        except NixopsError as error:
+            raise told(error, redactor) from None
         if result.digest is None:
             return str(result.images[0].out)
         return f"{spec.registry}/{spec.name}@{result.digest}"
@@ -113,6 +123,8 @@ def main() -> int:
     except NixopsError as error:
         print(f"error: {error}", file=sys.stderr)
         return int(error.exit_code)
+    except KeyboardInterrupt:  # what was begun on the builders has been stopped by now
+        return int(ExitCode.INTERRUPTED)
     return 0
 
 

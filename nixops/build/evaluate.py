@@ -171,12 +171,18 @@ def _evaluated(answer: Any, system: System, installable: str, attribute: AttrPat
             hint="each system's image is built natively: take its packages from nixpkgs.legacyPackages.<system>",
         )
     program = answer["program"] if answer["copyTo"] else ""
-    if program and not _PROGRAM.fullmatch(program):
+    if program and not (isinstance(program, str) and _PROGRAM.fullmatch(program)):
         raise UsageError(f"{attribute}.copyTo.meta.mainProgram is no name of a program: {program!r}")
+    drv = _path(answer["drv"])
+    if drv is None or not drv.endswith(".drv"):
+        raise UsageError(
+            f"{attribute} says of itself that it is a derivation, and its drvPath is {answer['drv']!r}",
+            hint="name one image: an attribute that nix build takes",
+        )
     return Evaluated(
         system=system,
         installable=installable,
-        drv=StorePath(answer["drv"]),
+        drv=drv,
         out=_path(answer["out"]),
         shape=Shape.COPY_TO if answer["copyTo"] else Shape.UNKNOWN,
         features=frozenset(str(feature) for feature in answer["features"] if feature),
@@ -185,7 +191,7 @@ def _evaluated(answer: Any, system: System, installable: str, attribute: AttrPat
 
 
 def _path(text: str) -> StorePath | None:
-    """The output's path; of a content-addressed derivation, which has a placeholder instead, None."""
+    """A store path; for anything else, such as the placeholder of a content-addressed derivation's output, None."""
     try:
         return StorePath(text)
     except ValueError:

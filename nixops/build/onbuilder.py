@@ -128,6 +128,7 @@ def push_from(
             timeout=session.settings.push_timeout,
             root=built.root,
             on_line=on_line,
+            clean=session.redactor.clean,
         )
     except BuilderUnfit:
         # Where the registry is away for us too, no other builder would do better: this raises that instead.

@@ -253,12 +253,12 @@ def _values(text: str) -> dict[str, list[str]]:
 
 
 # Blocks of 1 KiB: all, used, available, and the percentage by which they are found, since names may hold spaces.
-_DF = re.compile(r" (\d+) +(\d+) +(\d+) +(\d+%|-)(?: |$)")
+_DF = re.compile(r" (\d{1,18}) +(\d{1,18}) +(\d{1,18}) +(\d+%|-)(?: |$)")
 
 
 def _disk(answer: _Answer) -> tuple[int | None, int | None]:
     """Bytes and inodes that are free; None for what is not known, or not counted, as btrfs does its inodes."""
-    stat = re.fullmatch(r"(\d+) (\d+) (\d+) (\d+) (\d+)", answer.one("disk") or "")
+    stat = re.fullmatch(r"(\d{1,18}) (\d{1,18}) (\d{1,18}) (\d{1,18}) (\d{1,18})", answer.one("disk") or "")
     if stat is not None:
         size, _, free, inodes, free_inodes = map(int, stat.groups())
         return free * size, free_inodes if inodes else None
@@ -273,7 +273,7 @@ def _version(lines: Sequence[str]) -> tuple[int, int] | None:
         if line.startswith("{"):
             try:
                 text = str(json.loads(line).get("version", ""))
-            except (ValueError, AttributeError):
+            except (ValueError, AttributeError, RecursionError):
                 continue
         elif line.startswith("nix-store ("):
             text = line.rsplit(")", 1)[-1].strip()
@@ -287,7 +287,7 @@ def _nix_fault(answer: _Answer) -> str | None:
     if "nix-store" in missing or "nix-daemon" in missing:
         return f"it has no Nix on the PATH of this login ({', '.join(missing)} not found)"
     lines = answer.values.get("store", [])
-    if answer.one("code") == "124":
+    if answer.one("code") in ("124", "137"):
         return "its Nix store did not answer in time (is its nix-daemon alive?)"
     said = "\n".join(lines)
     if any(line.startswith("{") for line in lines) or "is not valid" in said:

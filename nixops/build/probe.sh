@@ -11,9 +11,10 @@ $2
 EOF
 }
 
-# coreutils has timeout; where there is none, the operator's own deadline must do.
+# coreutils has timeout; where there is none, the operator's own deadline must do. It makes a process group of its own,
+# which nobody stops from outside: so it has to kill what does not heed it.
 if command -v timeout >/dev/null 2>&1; then
-    bounded() { timeout "$@"; }
+    bounded() { timeout -k 1 "$@"; }
 else
     bounded() { shift; "$@"; }
 fi
@@ -87,7 +88,7 @@ if command -v nix-store >/dev/null 2>&1; then
     case $answer in
         *'"version"'*) ;;
         *)
-            if [ "$code" -ne 124 ]; then
+            if [ "$code" -ne 124 ] && [ "$code" -ne 137 ]; then
                 # Older than Nix 2.19, or a store that does not open: two commands that every Nix has tell which.
                 answer=$(nix-store --version 2>&1 && bounded "$seconds" nix-store --check-validity \
                     /nix/store/00000000000000000000000000000000-nixops 2>&1)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nixops.build.model import PushedSystem
 from nixops.build.push import Sent
-from nixops.errors import PushFailed
+from nixops.errors import PushFailed, RegistryError
 from nixops.registry.index import index_of, media_type_of, platform_of
 from nixops.registry.manifest import Manifest, digest_of
 from nixops.values import ImageReference, StorePath, System
@@ -112,18 +112,39 @@ def prepare(client: RegistryClient, destination: ImageReference, pushed: list[Pu
 
 
 def move_tag(client: RegistryClient, destination: ImageReference, named: Manifest) -> None:
-    """Let the tag name it, and look whether it does.
+    """Let the tag name it, and look whether it does: also after a request that failed, which may yet have been
+    carried out.
 
+    :raises RegistryError: it failed, and the tag does not name it; the error says what it names.
     :raises PushFailed: it names something else.
     """
-    client.put_manifest(destination.repository, destination.tag, named.body, named.media_type)
-    there = client.manifest(destination.repository, destination.tag)
-    if there is None or there.digest != named.digest:
-        raise PushFailed(
-            f"{destination} does not name what it was moved to",
-            hint="did somebody else push to the same tag at the same time?",
-            detail=f"ours:  {named.digest}\nthere: {there.digest if there else 'nothing'}",
-        )
+    repository, tag = destination.repository, destination.tag
+    failed: RegistryError | None = None
+    try:
+        client.put_manifest(repository, tag, named.body, named.media_type)
+    except RegistryError as error:
+        failed = error
+    try:
+        there = client.manifest(repository, tag)
+    except RegistryError as error:
+        raise _unknown(failed or error, destination) from None
+    if there is not None and there.digest == named.digest:
+        return
+    names = there.digest if there is not None else "nothing"
+    if failed is not None:
+        failed.detail = "\n".join(filter(None, (failed.detail, f"asked afterwards, {destination} names {names}")))
+        raise failed
+    raise PushFailed(
+        f"{destination} does not name what it was moved to",
+        hint="did somebody else push to the same tag at the same time?",
+        detail=f"ours:  {named.digest}\nthere: {names}",
+    )
+
+
+def _unknown(error: RegistryError, destination: ImageReference) -> RegistryError:
+    said = f"{destination} may have moved or not: the registry could not be asked afterwards; the next run tells"
+    error.detail = "\n".join(filter(None, (error.detail, said)))
+    return error
 
 
 def _misfit(client: RegistryClient, staging: ImageReference, manifest: Manifest, system: System) -> str | None:

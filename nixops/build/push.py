@@ -11,7 +11,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from typing import Final
@@ -30,6 +30,9 @@ SILENCE: Final = 15
 # What is left to the builder to end a push whose time is up, before this side does.
 _SPARE: Final = 20.0
 _MAX_ANSWER: Final = 64 * 1024
+# How much of what the pushing program says is passed on, characters; and after how much it is stopped.
+_SHOWN: Final = 1 << 20
+_MOST: Final = 64 << 20
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 # Go's words for a registry that is not reached at all, as opposed to one that refuses.
 _NO_ROUTE: Final = re.compile(
@@ -39,7 +42,7 @@ _NO_ROUTE: Final = re.compile(
 )
 # Why push.sh did not even begin, where another builder may well be able to.
 _UNFIT: Final = {
-    "memory": "has no tmpfs that its login may write to, and a registry's login belongs on no disk",
+    "memory": "has no tmpfs with room that its login may write to, and a registry's login belongs on no disk",
     "skopeo": "has no skopeo on its login's PATH, which pushes an image that has no copyTo of its own",
     "gone": "does not have the image any more",
 }
@@ -90,13 +93,15 @@ def push_system(
     timeout: float,
     root: str | None = None,
     on_line: LineSink | None = None,
+    clean: Callable[[str], str] = str,
 ) -> Sent:
     """Push one system's image from its builder.
 
     :param destination: checked by its grammar, as every argument here: a ``copy-to`` may expand them unquoted.
     :param timeout: seconds for the push.
     :param root: the link on the builder that keeps the image from garbage collection; removed after a push.
-    :param on_line: gets what the pushing program says.
+    :param on_line: gets what the pushing program says, as far as that has an end.
+    :param clean: takes secrets out of what stands in an error.
     :raises PushFailed: the program or the registry refused.
     :raises UsageError: the output is nothing that can be pushed.
     :raises BuilderUnfit: the builder lacks something for it. :raises Unreachable: it was lost.
@@ -111,12 +116,35 @@ def push_system(
         title="the push",
     )
     try:
-        result = runner.stream(command, stdin=feed, stdout=feed.take, on_line=on_line)
+        result = runner.stream(command, stdin=feed, stdout=feed.take, on_line=_Heard(built, on_line).line)
     except CommandTimeout:
         raise _too_long(built, destination, timeout) from None
     finally:
         feed.end()
-    return _outcome(result, feed.answer(), built, destination, timeout, time.monotonic() - began)
+    said = clean(plain(result.tail(15)))
+    return _outcome(result, said, feed.answer(), built, destination, timeout, time.monotonic() - began)
+
+
+class _Heard:
+    """What the pushing program says: passed on, bounded, and never for ever."""
+
+    def __init__(self, built: BuiltSystem, on_line: LineSink | None) -> None:
+        self._built = built
+        self._on_line = on_line
+        self._size = 0
+
+    def line(self, text: str) -> None:
+        """A line. :raises PushFailed: there were too many."""
+        shown = self._size < _SHOWN
+        self._size += len(text) + 1
+        if self._on_line is not None and shown:
+            self._on_line(text if self._size < _SHOWN else "… (it says more, which is not shown)")
+        if self._size > _MOST:
+            raise PushFailed(
+                f"what pushes {self._built.evaluated.system}'s image from {self._built.builder} was stopped: it had "
+                f"said more than {_MOST >> 20} MiB",
+                hint="look at the image's copyTo: does it repeat itself for ever?",
+            )
 
 
 class _Feed:
@@ -154,9 +182,14 @@ class _Feed:
 
 
 def _outcome(
-    result: Result, answer: dict[str, str], built: BuiltSystem, destination: ImageReference, timeout: float, took: float
+    result: Result,
+    said: str,
+    answer: dict[str, str],
+    built: BuiltSystem,
+    destination: ImageReference,
+    timeout: float,
+    took: float,
 ) -> Sent:
-    said = plain(result.tail(15))
     if answer.get("code") == "0":
         digest = answer.get("digest", "")
         return Sent(digest if _DIGEST.fullmatch(digest) else None, _shape(answer), took)
@@ -175,7 +208,8 @@ def _outcome(
         )
     if full_disk(said):
         raise BuilderUnfit(f"the disk of {built.builder} is full: the push failed", detail=said)
-    if answer.get("code") == "124" and took >= timeout:
+    # 137: it did not heed being told to end, and was killed.
+    if answer.get("code") in ("124", "137") and took >= timeout:
         raise _too_long(built, destination, timeout)
     if _NO_ROUTE.search(said):
         raise BuilderUnfit(f"{built.builder} does not reach the registry {destination.registry}", detail=said)

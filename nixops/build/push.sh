@@ -66,41 +66,47 @@ printf 'shape %s\n' "$shape"
 
 # -- a place for the login: memory, never a disk ----------------------------------------------------------------
 
-place=
-for candidate in "${XDG_RUNTIME_DIR:-}" "/run/user/$(id -u)" /run /dev/shm; do
-  if [ -n "$candidate" ] && [ -d "$candidate" ] && [ -w "$candidate" ]; then
-    case $(stat -f -c %T "$candidate") in tmpfs | ramfs) place=$candidate && break ;; esac
+private=
+for place in "${XDG_RUNTIME_DIR:-}" "/run/user/$(id -u)" /run /dev/shm; do
+  if [ -z "$place" ] || [ ! -d "$place" ] || [ ! -w "$place" ]; then
+    continue
   fi
+  case $(stat -f -c %T "$place") in tmpfs | ramfs) ;; *) continue ;; esac
+  # What a push left whose processes were all killed at once.
+  for left in "$place"/nixops-push.??????????; do
+    if [ -O "$left" ] && [ ! -L "$left" ] && [ -f "$left/pid" ] && ! kill -0 "$(cat "$left/pid")" 2>/dev/null; then
+      rm -rf "$left"
+    fi
+  done
+  if private=$(mktemp -d "$place/nixops-push.XXXXXXXXXX"); then
+    # A login cut short would be taken for a wrong one: there must be room for all that goes there.
+    if echo $$ >"$private/pid" && head -c 262144 /dev/zero >"$private/room"; then
+      break
+    fi
+    rm -rf "$private"
+  fi
+  private=
 done
-if [ -z "$place" ]; then
-  say "there is no tmpfs that this login may write to: the registry's login would be on a disk"
+if [ -z "$private" ]; then
+  say "there is no tmpfs with room that this login may write to: the registry's login would be on a disk"
   finish refused memory
 fi
-# What a push left whose processes were all killed at once.
-for left in "$place"/nixops-push.??????????; do
-  if [ -O "$left" ] && [ ! -L "$left" ] && [ -f "$left/pid" ] && ! kill -0 "$(cat "$left/pid")" 2>/dev/null; then
-    rm -rf "$left"
-  fi
-done
-if ! private=$(mktemp -d "$place/nixops-push.XXXXXXXXXX"); then
-  finish refused memory
-fi
-pushing= reading= watching=
+pushing= saying= reading= watching=
 cleared() {
   trap '' HUP INT TERM PIPE
   rm -rf "$private"
-  for each in $pushing $reading $watching; do
+  for each in $pushing $saying $reading $watching; do
     kill -TERM "$each" 2>/dev/null
   done
 }
 trap cleared EXIT
 trap 'exit 1' HUP INT TERM PIPE
-echo $$ >"$private/pid"
+rm -f "$private/room"
 
 # Both are built into the shell: neither value is ever an argument of a process, or in an environment.
 IFS= read -r login || finish refused silence
 IFS= read -r authority || finish refused silence
-printf '%s\n' "$login" >"$private/auth.json"
+printf '%s\n' "$login" >"$private/auth.json" || finish refused memory
 login=
 # An asynchronous command's stdin is /dev/null, whatever it is given of number 0.
 exec 3<&0 </dev/null
@@ -117,11 +123,19 @@ fi
 
 REGISTRY_AUTH_FILE=$private/auth.json
 export REGISTRY_AUTH_FILE
+# What the program says goes through a pipe: with our own stderr, a process that it leaves behind would hold the
+# connection for as long as it lives.
+mkfifo "$private/said" || finish refused memory
+cat "$private/said" 3<&- >&2 &
+saying=$!
 # timeout makes a process group of its own, and gives it whatever signal it gets itself: so no child of the program
 # is left behind.
 case $shape in
-  copyTo) timeout -k 3 "$seconds" "$output/bin/$program" "docker://$destination" "$@" 3<&- >&2 & ;;
-  *) timeout -k 3 "$seconds" skopeo --insecure-policy copy "$source" "docker://$destination" "$@" 3<&- >&2 & ;;
+  copyTo) timeout -k 3 "$seconds" "$output/bin/$program" "docker://$destination" "$@" 3<&- >"$private/said" 2>&1 & ;;
+  *)
+    timeout -k 3 "$seconds" skopeo --insecure-policy copy "$source" "docker://$destination" "$@" \
+      3<&- >"$private/said" 2>&1 &
+    ;;
 esac
 pushing=$!
 
@@ -129,7 +143,7 @@ stopped() { # the login goes first: it must be gone whatever becomes of the rest
   rm -rf "$private"
   kill -TERM "$pushing" 2>/dev/null
   sleep 4
-  kill -KILL "-$pushing" 2>/dev/null
+  kill -KILL "-$pushing" "$saying" 2>/dev/null
 }
 {
   while IFS= read -r beat; do
@@ -158,15 +172,26 @@ watching=$!
 
 wait "$pushing"
 code=$?
+# What it has left running in the background is not waited for, and one that left the group keeps no more than the pipe.
+kill -KILL "-$pushing" 2>/dev/null
 pushing=
+{
+  sleep 2
+  kill -KILL "$saying"
+} 3<&- >/dev/null 2>&1 &
+watching="$watching $!"
+wait "$saying"
+saying=
 if [ ! -d "$private" ]; then
   say "the push was stopped: there was no sign of life from the operator"
   finish refused silence
 fi
 if [ "$code" -eq 0 ]; then
-  if [ -s "$private/digest" ]; then
-    printf 'digest %s\n' "$(cat "$private/digest")"
-  fi
+  digest=$(head -c 71 "$private/digest" 2>/dev/null)
+  case $digest in
+    '' | *[!a-z0-9:]*) ;;
+    *) printf 'digest %s\n' "$digest" ;;
+  esac
   if [ -n "$root" ]; then
     rm -f "$root"
   fi

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nixops.build.claims import private_directory, state_directory
 from nixops.errors import HostFault, printable
+from nixops.state import private_directory, state_directory
 from nixops.values import HostName
 
 # A reason is a line; more of it is somebody's log.

@@ -7,21 +7,25 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from nixops.build.claims import private_directory
 from nixops.build.evaluate import FlakeFacts, without_credentials
 from nixops.build.model import BuiltSystem, Evaluated, ImageSpec, PushedSystem, Tried
 from nixops.errors import HostFault
+from nixops.state import private_directory
 from nixops.values import StorePath, System
 
 SCHEMA: Final = "nixops/image-record/1"
 # How many are kept; the oldest go.
 KEEP: Final = 500
+# What is set aside for one, bytes; and after how many seconds what was set aside is nobody's any more.
+_ROOM: Final = 64 * 1024
+_ABANDONED: Final = 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -104,33 +108,83 @@ def write_record(state: Path, document: Mapping[str, Any]) -> Path:
 
     :raises HostFault: it cannot be written.
     """
+    with reserved(state) as keep:
+        return keep(document)
+
+
+@contextmanager
+def reserved(state: Path) -> Iterator[Callable[[Mapping[str, Any]], Path]]:
+    """Room for a record: what the block gets writes it, as :func:`write_record` does.
+
+    So a disk that is full, or a directory that nobody may write to, is told of before a tag moves and not after.
+
+    :raises HostFault: there is no room, or no place.
+    """
     directory = private_directory(private_directory(state) / "images")
     name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(4)}"
     path, beside = directory / f"{name}.json", directory / f".{name}"
-    try:
+    with _told(directory, "the tag is where it was"):
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(document, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.rename(path)
-        parent = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(parent)
-        finally:
-            os.close(parent)
-    except OSError as error:
+    try:
+        with _told(directory, "the tag is where it was"):
+            _fill(descriptor, b"\n" * _ROOM)
+
+        def keep(document: Mapping[str, Any]) -> Path:
+            text = (json.dumps(document, indent=2) + "\n").encode()
+            with _told(directory, "the image itself is where it should be"):
+                _fill(descriptor, text)
+                os.ftruncate(descriptor, len(text))
+                os.fsync(descriptor)
+                beside.rename(path)
+                _sync(directory)
+            return path
+
+        yield keep
+    finally:
+        os.close(descriptor)
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
+    _sweep(directory)
+
+
+@contextmanager
+def _told(directory: Path, state: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
         raise HostFault(
             f"the image's record cannot be written to {directory}: {error.strerror}",
-            hint="make room, or set XDG_STATE_HOME; the image itself is where it should be",
+            hint=f"make room, or set XDG_STATE_HOME; {state}",
         ) from None
-    for old in sorted(directory.glob("*.json"))[:-KEEP]:
+
+
+def _fill(descriptor: int, data: bytes) -> None:
+    with os.fdopen(os.dup(descriptor), "wb") as file:
+        file.seek(0)
+        file.write(data)
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(directory: Path) -> None:
+    """Remove the oldest records, and what a killed run had reserved."""
+    left = [path for path in directory.glob(".[0-9]*T*") if _age(path) > _ABANDONED]
+    for old in (*sorted(directory.glob("*.json"))[:-KEEP], *left):
         with contextlib.suppress(OSError):
             old.unlink()
-    return path
+
+
+def _age(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def records(state: Path) -> Iterator[Mapping[str, Any]]:

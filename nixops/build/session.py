@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from nixops.build.claims import Claims, state_directory
+from nixops.build.claims import Claims
 from nixops.build.model import PoolBuilder
 from nixops.build.pool import Pool, pool_of
 from nixops.build.quarantine import Quarantine
@@ -24,6 +24,7 @@ from nixops.inventory.load import Loaded
 from nixops.inventory.model import SecretRef
 from nixops.nix.verbs import Nix
 from nixops.secret import Redactor, Secret
+from nixops.state import state_directory
 from nixops.transport.local import LocalRunner
 from nixops.transport.mux import SshPool
 from nixops.values import RegistryName

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pwd
 import secrets
 import time
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from nixops import state
 from nixops.errors import HostFault
 
 Json = Mapping[str, Any]
@@ -25,24 +25,11 @@ KEEP: Final = 200
 
 
 def state_directory(environ: Mapping[str, str]) -> Path:
-    """Where the journals are: ``$XDG_STATE_HOME/nixops/deploys``, by default below ``~/.local/state``.
+    """Where the journals are: in the operator's state directory.
 
-    :raises HostFault: there is neither that nor a home directory.
+    :raises UsageError: there is none, nor a home directory to have it in.
     """
-    base = Path(environ.get("XDG_STATE_HOME", ""))
-    if not base.is_absolute():
-        # A relative one means nothing (XDG), and would be another place in each directory a task is called from.
-        home = Path(environ.get("HOME", ""))
-        if not home.is_absolute():
-            try:
-                home = Path(pwd.getpwuid(os.getuid()).pw_dir)
-            except KeyError:
-                raise HostFault(
-                    "where the journals are kept is not known: there is neither HOME nor a password entry",
-                    hint="set XDG_STATE_HOME to a directory, absolute",
-                ) from None
-        base = home / ".local/state"
-    return base / "nixops" / "deploys"
+    return state.state_directory(environ) / "deploys"
 
 
 def _started(pid: int) -> str | None:

@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import json
 import random
-import ssl
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin, urlsplit
-
-import requests
-from requests.auth import AuthBase
-from requests.exceptions import ConnectTimeout, ProxyError, SSLError
-from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionError, ReadTimeoutError
+from urllib.parse import urlsplit
 
 from nixops.errors import ForgeError, UsageError
 from nixops.secret import Redactor, Secret
+from nixops.transport import web
+from nixops.transport.web import Fault
 
 ATTEMPTS = 4
 FIRST_DELAY = 0.25
@@ -30,7 +26,6 @@ LONGEST_DELAY = 5.0
 PASSING = frozenset({502, 503, 504})
 # No answer that is used here comes near this; without a bound a broken server could fill the memory.
 LARGEST_ANSWER = 16 * 1024 * 1024
-EXCERPT = 300
 
 
 class _NoAnswer(ForgeError):
@@ -85,18 +80,6 @@ class Answer:
             ) from None
 
 
-class _TokenAuth(AuthBase):
-    """``Authorization: token X``. As an auth object, since a bare header would yield to the user's ``.netrc``."""
-
-    def __init__(self, token: Secret | None) -> None:
-        self._token = token
-
-    def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self._token is not None:
-            r.headers["Authorization"] = f"token {self._token.reveal()}"
-        return r
-
-
 class ForgeHttp:
     """One Forgejo's HTTP.
 
@@ -126,11 +109,11 @@ class ForgeHttp:
                 "the Forgejo token is empty or holds white space or characters that no token has",
                 hint="look at what forge.token refers to: a newline at its end is a common cause",
             )
-        self._token = token
-        self._verify = _checked_ca(ca_file)
+        self._authorization = Secret(f"token {value}")
+        self._verify = web.checked_ca("forge.ca_file", ca_file)
         self._timeout = timeout
         self._sleep = sleep
-        self._session = requests.Session()
+        self._session = web.Session()
 
     def close(self) -> None:
         """Close the connections."""
@@ -186,16 +169,17 @@ class ForgeHttp:
         ok: Collection[int] = (200,),
         anonymous: bool = False,
     ) -> Answer:
-        what = f"Forgejo: {method} {self.url}{path}"
+        url = self.url + path
+        what = f"Forgejo: {method} {url}"
         deadline = time.monotonic() + self._timeout
         try:
             with self._session.request(
                 method,
-                self.url + path,
+                url,
                 json=body,
                 params=params,
                 headers={"Accept": "application/json", "User-Agent": "nixops"},
-                auth=_TokenAuth(None if anonymous else self._token),
+                auth=web.Authorization(None if anonymous else self._authorization),
                 timeout=(min(10.0, self._timeout), self._timeout),
                 allow_redirects=False,
                 verify=self._verify,
@@ -203,55 +187,65 @@ class ForgeHttp:
             ) as response:
                 answer = Answer(
                     response.status_code,
-                    _body(response, deadline, what, self._timeout),
+                    web.body_of(response, LARGEST_ANSWER, deadline),
                     {k.lower(): v for k, v in response.headers.items()},
                     what,
                 )
-        except requests.exceptions.RequestException as error:
-            raise self._transport_error(error, what) from error
-        except ReadTimeoutError as error:
-            raise _late(what, self._timeout) from error
-        except HTTPError as error:
-            raise _cut_off(what) from error
+        except web.FAILURES as error:
+            raise self._failure(error, what) from error
+        if len(answer.body) > LARGEST_ANSWER:
+            raise BadAnswer(f"{what} was answered with more than {LARGEST_ANSWER} bytes", hint="is forge.url right?")
         if answer.status not in ok:
-            raise self._refusal(answer, needs)
+            raise self._refusal(answer, url, needs)
         return answer
 
-    def _transport_error(self, error: requests.exceptions.RequestException, what: str) -> ForgeError:
+    def _failure(self, error: Exception, what: str) -> ForgeError:
         host = urlsplit(self.url).netloc
-        if isinstance(error, SSLError):
-            return NotSent(
-                f"{what}: TLS to {host} failed: {self._excerpt(_innermost(error))}",
-                hint="if the server's certificate is from an authority of your own, name its file in forge.ca_file",
-            )
-        if isinstance(error, ConnectTimeout):
-            return NotSent(
-                f"{what}: no connection to {host} within {min(10.0, self._timeout):g} s",
-                hint="is forge.url right, and does a firewall let this machine through?",
-            )
-        if isinstance(error, ProxyError):
-            return NotSent(f"{what}: the proxy of this environment failed", hint="look at HTTPS_PROXY and NO_PROXY")
-        reason = _reason(error)
-        if isinstance(reason, NameResolutionError):
-            return NotSent(f"{what}: the name {host} is unknown", hint="look at forge.url and at the DNS")
-        if isinstance(reason, NewConnectionError):
-            return NotSent(
-                f"{what}: no connection to {host}: {self._excerpt(_innermost(error))}",
-                hint="is Forgejo running, and is forge.url right?",
-                again=True,
-            )
-        if isinstance(error, requests.exceptions.Timeout) or isinstance(reason, ReadTimeoutError):
-            return _late(what, self._timeout)
-        if isinstance(error, requests.exceptions.ConnectionError):
-            return _cut_off(what)
-        return NotSent(f"{what} could not be sent: {self._excerpt(str(error))}", hint="look at forge.url")
+        words = self._excerpt(web.last_words(error))
+        match web.fault_of(error):
+            case Fault.TLS:
+                return NotSent(
+                    f"{what}: TLS to {host} failed: {words}",
+                    hint="if the server's certificate is from an authority of your own, name its file in forge.ca_file",
+                )
+            case Fault.AUTHORITIES:
+                return NotSent(
+                    f"{what} could not be sent: {words}",
+                    hint="put back the file that forge.ca_file names, or name another",
+                )
+            case Fault.NO_CONNECTION_IN_TIME:
+                return NotSent(
+                    f"{what}: no connection to {host} within {min(10.0, self._timeout):g} s",
+                    hint="is forge.url right, and does a firewall let this machine through?",
+                )
+            case Fault.PROXY:
+                return NotSent(f"{what}: the proxy of this environment failed", hint="look at HTTPS_PROXY and NO_PROXY")
+            case Fault.UNKNOWN_NAME:
+                return NotSent(f"{what}: the name {host} is unknown", hint="look at forge.url and at the DNS")
+            case Fault.NO_CONNECTION:
+                return NotSent(
+                    f"{what}: no connection to {host}: {words}",
+                    hint="is Forgejo running, and is forge.url right?",
+                    again=True,
+                )
+            case Fault.LATE:
+                return AnswerLost(
+                    f"{what} had no complete answer within {self._timeout:g} s",
+                    hint="look at the server's load and log, or raise forge.timeout, then run the command again",
+                )
+            case Fault.CUT_OFF:
+                return AnswerLost(
+                    f"{what} lost its connection before the answer was complete",
+                    hint="look at the server's log, then run the command again",
+                    again=True,
+                )
+            case Fault.NOT_SENT:
+                return NotSent(f"{what} could not be sent: {words}", hint="look at forge.url")
 
-    def _refusal(self, answer: Answer, needs: str) -> ForgeError:
+    def _refusal(self, answer: Answer, url: str, needs: str) -> ForgeError:
         status = answer.status
         if 300 <= status < 400:
-            target = urljoin(answer.what.split(" ", 1)[1], answer.headers.get("location", ""))
-            to = urlsplit(target)
-            place = self._excerpt(f"{to.scheme}://{to.netloc}{to.path}") if to.netloc else "nowhere"
+            place = self._excerpt(web.shown(web.joined(url, answer.headers.get("location", ""))))
             return ForgeRefused(
                 status,
                 f"{answer.what} was redirected to {place}; redirects are not followed, so that the token stays here",
@@ -279,51 +273,7 @@ class ForgeHttp:
         return self._excerpt(text)
 
     def _excerpt(self, text: str) -> str:
-        clean = " ".join(self.redactor.clean(text).split())
-        return clean if len(clean) <= EXCERPT else clean[:EXCERPT] + "…"
-
-
-def _checked_ca(ca_file: Path | None) -> str | bool:
-    if ca_file is None:
-        return True
-    try:
-        ssl.create_default_context(cafile=str(ca_file))
-    except (OSError, ssl.SSLError) as error:
-        why = getattr(error, "strerror", None) or "it holds no PEM certificate"
-        raise UsageError(
-            f"forge.ca_file {ca_file} cannot be used: {why}", hint="name a file of PEM certificates"
-        ) from None
-    return str(ca_file)
-
-
-def _body(response: requests.Response, deadline: float, what: str, timeout: float) -> bytes:
-    """The whole body, within the deadline: the time-out of ``requests`` only bounds each single read."""
-    chunks: list[bytes] = []
-    size = 0
-    # read1 gives what is there; iter_content would wait for a full chunk, past every deadline.
-    while chunk := response.raw.read1(65536, decode_content=True):
-        size += len(chunk)
-        if size > LARGEST_ANSWER:
-            raise BadAnswer(f"{what} was answered with more than {LARGEST_ANSWER} bytes", hint="is forge.url right?")
-        if time.monotonic() > deadline:
-            raise _late(what, timeout)
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
-def _cut_off(what: str) -> AnswerLost:
-    return AnswerLost(
-        f"{what} lost its connection before the answer was complete",
-        hint="look at the server's log, then run the command again",
-        again=True,
-    )
-
-
-def _late(what: str, timeout: float) -> AnswerLost:
-    return AnswerLost(
-        f"{what} had no complete answer within {timeout:g} s",
-        hint="look at the server's load and log, or raise forge.timeout, then run the command again",
-    )
+        return web.excerpt(self.redactor, text)
 
 
 def _hint(status: int, needs: str) -> str:
@@ -340,17 +290,3 @@ def _hint(status: int, needs: str) -> str:
     if status >= 500:
         return "the fault is on the server: look at its log, then run the command again"
     return f"this takes {needs}"
-
-
-def _reason(error: BaseException) -> object:
-    """What urllib3 gave as the cause of a failed connection."""
-    inner = error.args[0] if error.args else None
-    return getattr(inner, "reason", inner)
-
-
-def _innermost(error: BaseException) -> str:
-    """The last words of a chain of wrapped exceptions, without addresses of objects."""
-    reason = _reason(error)
-    cause = getattr(reason, "__cause__", None) or getattr(reason, "__context__", None) or reason
-    text = getattr(cause, "strerror", None) or getattr(cause, "verify_message", None) or str(cause)
-    return str(text)

@@ -120,7 +120,8 @@ def _builder(instance: Mapping[str, Any], region: str, settings: Ec2Pool, taken:
     tags = _tags(instance)
     number = str(instance.get("InstanceId", "")) or "instance"
     name = _name(tags.get("Name") or number) or _name(number) or HostName("instance")
-    if name in taken:
+    # ssh takes no notice of case where it looks for a host's key: two would have each other's.
+    if any(name.lower() == other.lower() for other in taken):
         name = HostName(f"{name[: 62 - len(number)].rstrip('-')}-{number}")
     field = "PrivateIpAddress" if settings.address == "private" else "PublicIpAddress"
     address = str(instance.get(field) or "")

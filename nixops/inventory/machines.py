@@ -76,7 +76,7 @@ def parse_machines(text: str, file: Path | str, *, system: System | None = None)
     for words in _lines(text, str(file), ()):
         builder = _builder(words, str(file), system or _this_system())
         name = _unique(builder.name, taken)
-        taken.add(name)
+        taken.add(name.lower())
         builders.append(_renamed(builder, name))
     return tuple(builders)
 
@@ -148,6 +148,10 @@ def _builder(words: list[_Word], file: str, system: System) -> PoolBuilder:
         key = _host_key(given, given.text)
     if (given := field(2)) is not None:
         identity = Path(given.text)
+    try:
+        identity = identity and identity.expanduser()
+    except RuntimeError:
+        raise (given or words[0]).error(f"{identity} names the home of a user that is not there") from None
     jobs = _number(field(3), 4096, whole=True)
     excluded = "its line in the machines file has no public host key (the eighth field)" if key is None else None
     if jobs == 0:
@@ -169,8 +173,10 @@ def _builder(words: list[_Word], file: str, system: System) -> PoolBuilder:
 def _target(word: _Word) -> tuple[SshTarget, HostKey | None, Path | None]:
     found = _URI.fullmatch(word.text)
     if found is None or (found["scheme"] is None and (found["host"] in _HERE or word.text.startswith((".", "/")))):
+        # Some write a password there; it is not repeated.
+        said = re.sub(r"//[^/@]*:[^/]*@", "//***@", word.text)
         raise word.error(
-            f"{word.text[:200]!r} is no store that is reached by SSH",
+            f"{said[:200]!r} is no store that is reached by SSH",
             "write ssh-ng://user@host, with ?… behind it for settings",
         )
     user = unquote(found["user"] or "root")
@@ -203,7 +209,7 @@ def _with(target: SshTarget, key: HostKey | None, identity: Path | None, base: P
         port=target.port,
         user=target.user,
         host_keys=(str(key),) if key else (),
-        identity_file=base / identity.expanduser() if identity else None,
+        identity_file=base / identity if identity else None,
     )
 
 
@@ -260,7 +266,8 @@ def _name(address: Address) -> HostName:
 
 def _unique(name: HostName, taken: set[str]) -> HostName:
     number, free = 1, name
-    while free in taken:
+    # ssh takes no notice of case where it looks for a host's key: two would have each other's.
+    while free.lower() in taken:
         number += 1
         free = HostName(f"{name[: 62 - len(str(number))].rstrip('-')}-{number}")
     return free

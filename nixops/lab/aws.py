@@ -12,30 +12,23 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from nixops.errors import HostFault, UsageError
-from nixops.lab.process import die_with_parent, end, free_port
+from nixops.errors import UsageError
+from nixops.lab.process import ServerProgram
 from nixops.secret import Secret
 
 REGION = "eu-central-1"
 # The account that moto's server says everybody belongs to.
 ACCOUNT = "123456789012"
-_START_SECONDS = 60.0
-_ATTEMPTS = 5
 _INSTANCES_AT_ONCE = 500
 # The images that instances are made from, by architecture. moto's own are thousands, read anew for each region.
 _IMAGES = {"x86_64": "ami-0123456789abcdef0", "arm64": "ami-0123456789abcdef1"}
 
 
-class AwsServer:
+class AwsServer(ServerProgram):
     """A server with no secrets, instances and repositories at first; a context manager.
 
     :param bind: the IPv4 address it listens on.
@@ -43,13 +36,13 @@ class AwsServer:
     :param region: what is asked by default.
     """
 
+    called = "moto's server"
+    listens = b"Running on "
+    patience = 60.0
+
     def __init__(self, *, bind: str = "127.0.0.1", port: int = 0, region: str = REGION) -> None:
-        self._bind = bind
-        self._wanted_port = port
-        self._process: subprocess.Popen[bytes] | None = None
-        self._directory: tempfile.TemporaryDirectory[str] | None = None
+        super().__init__(bind, port)
         self._clients: dict[tuple[str, str], Any] = {}
-        self.port = port
         self.region = region
 
     @property
@@ -76,30 +69,9 @@ class AwsServer:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
-    def __enter__(self) -> Self:
-        if importlib.util.find_spec("moto") is None or importlib.util.find_spec("flask") is None:
-            raise UsageError("there is no moto server here", hint="pip install 'moto[server]'")
-        try:
-            self._start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
     def stop(self) -> None:
-        """End the server; what it kept is gone. Can be called again."""
         self._clients.clear()
-        if self._process is not None:
-            end(self._process)
-            self._process = None
-        if self._directory is not None:
-            self._directory.cleanup()
-            self._directory = None
+        super().stop()
 
     # -- filling it -------------------------------------------------------------------------------------------
 
@@ -171,59 +143,17 @@ class AwsServer:
 
     # -- starting ---------------------------------------------------------------------------------------------
 
-    def _start(self) -> None:
-        for attempt in range(_ATTEMPTS):
-            # Between finding a free port and taking it another process can be quicker; then try another.
-            if self._start_once():
-                return
-            if self._wanted_port:
-                break
-            time.sleep(0.1 * attempt)
-        log = Path(self._directory.name, "log").read_text(errors="replace") if self._directory else ""
-        raise HostFault(
-            f"moto's server does not start on {self._bind}",
-            hint="is the address this machine's, and the port free?",
-            detail="\n".join(log.splitlines()[-10:]),
-        )
-
-    def _start_once(self) -> bool:
-        self.stop()
-        self._directory = tempfile.TemporaryDirectory(prefix="nixops-aws-")
-        directory = Path(self._directory.name)
-        self.port = self._wanted_port or free_port(self._bind)
+    def _prepare(self) -> None:
+        if importlib.util.find_spec("moto") is None or importlib.util.find_spec("flask") is None:
+            raise UsageError("there is no moto server here", hint="pip install 'moto[server]'")
         images = [
             {"ami_id": image, "name": f"nixos-{architecture}", "architecture": architecture, "owner_id": ACCOUNT}
             for architecture, image in _IMAGES.items()
         ]
-        (directory / "images.json").write_text(json.dumps(images), encoding="ascii")
-        with (directory / "log").open("wb") as log:
-            self._process = subprocess.Popen(
-                [*die_with_parent(), sys.executable, "-m", "moto.server", "-H", self._bind, "-p", str(self.port)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=directory,
-                env={
-                    "HOME": str(directory),
-                    "PATH": "/usr/bin:/bin",
-                    "MOTO_AMIS_PATH": str(directory / "images.json"),
-                    "MOTO_EC2_LOAD_DEFAULT_AMIS": "false",
-                },
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + _START_SECONDS
-        while self._process.poll() is None and time.monotonic() < deadline:
-            if self._answers():
-                return True
-            time.sleep(0.05)
-        return False
+        (self.directory / "images.json").write_text(json.dumps(images), encoding="ascii")
 
-    def _answers(self) -> bool:
-        """Whether it is moto that answers there, and not another that took the port."""
-        import requests
+    def _command(self) -> Sequence[str]:
+        return (sys.executable, "-m", "moto.server", "-H", self._bind, "-p", str(self.port))
 
-        try:
-            answer = requests.get(f"{self.url}/moto-api/data.json", timeout=10)
-        except requests.RequestException:
-            return False
-        return answer.ok and self._process is not None and self._process.poll() is None
+    def _environment(self) -> Mapping[str, str]:
+        return {"MOTO_AMIS_PATH": str(self.directory / "images.json"), "MOTO_EC2_LOAD_DEFAULT_AMIS": "false"}

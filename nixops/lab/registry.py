@@ -13,25 +13,18 @@ import json
 import re
 import secrets
 import shutil
-import subprocess
-import tempfile
-import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from nixops.errors import HostFault, UsageError
+from nixops.errors import UsageError
 from nixops.lab.certificates import ServerCertificate, server_certificate
-from nixops.lab.process import die_with_parent, end, free_port
+from nixops.lab.process import ServerProgram
 from nixops.lab.registrytoken import ISSUER, SERVICE, TokenRequest, TokenServer
 from nixops.secret import Secret
 from nixops.values import ImageReference, RegistryName
 
-_START_SECONDS = 20.0
-_ATTEMPTS = 5
 # The least that bcrypt takes: the registry computes it for each request.
 _BCRYPT_ROUNDS = 5
 _ACCESS = re.compile(r'"(?P<method>[A-Z]+) (?P<path>/\S*) HTTP/[0-9.]+" (?P<status>[0-9]{3}) ')
@@ -48,7 +41,7 @@ class RegistryRequest:
     status: int
 
 
-class RegistryServer:
+class RegistryServer(ServerProgram):
     """A registry of its own, empty at first; a context manager.
 
     :param bind: the IPv4 address it listens on; for hosts to reach it, one of a network of theirs.
@@ -59,6 +52,10 @@ class RegistryServer:
     :param token_lifetime: seconds that a bearer token is good for.
     :param anonymous_pull: with ``token``: who does not log in may pull.
     """
+
+    called = "the registry"
+    listens = b"listening on"
+    patience = 20.0
 
     def __init__(
         self,
@@ -72,16 +69,11 @@ class RegistryServer:
         token_lifetime: int = 300,
         anonymous_pull: bool = False,
     ) -> None:
-        self._bind = bind
-        self._wanted_port = port
+        super().__init__(bind, port)
         self._auth = auth
         self._tls = tls
         self._token_lifetime = token_lifetime
         self._anonymous_pull = anonymous_pull
-        self._stack = ExitStack()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._directory: Path | None = None
-        self.port = port
         self.user = user
         self.password = password or Secret(secrets.token_urlsafe(24))
         self.identity_token = Secret(secrets.token_urlsafe(24))
@@ -99,21 +91,9 @@ class RegistryServer:
         return f"{'https' if self._tls else 'http'}://{self.name}"
 
     @property
-    def log(self) -> Path:
-        """What the registry logged so far: its own lines and one for each request."""
-        return self._running() / "log"
-
-    @property
     def storage(self) -> Path:
         """Where it keeps blobs, manifests and tags."""
-        return self._running() / "storage"
-
-    @property
-    def pid(self) -> int:
-        """The registry's process id."""
-        self._running()
-        assert self._process is not None  # _running saw to it
-        return self._process.pid
+        return self.directory / "storage"
 
     def reference(self, rest: str) -> ImageReference:
         """``team/app:1`` in this registry."""
@@ -133,32 +113,17 @@ class RegistryServer:
         directory = self.storage / "docker/registry/v2/repositories" / repository / "_manifests/tags"
         return tuple(sorted(path.name for path in directory.iterdir())) if directory.is_dir() else ()
 
-    def __enter__(self) -> Self:
-        try:
-            self._start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
     def stop(self) -> None:
-        """End it; what it kept is gone. Can be called again."""
-        self._halt()
-        self._stack.close()
+        super().stop()
         self.tokens = None
-        self._directory = None
 
     def restart(self, between: Callable[[], None] = lambda: None) -> None:
         """Stop the program and start it again at the same port, with the same storage.
 
         :param between: called while it is down.
         """
-        self._running()
+        if self._process is None:
+            raise self._not_running()
         self._halt()
         between()
         if not self._start_once(self.port):
@@ -166,19 +131,8 @@ class RegistryServer:
 
     # -- starting ---------------------------------------------------------------------------------------------
 
-    def _running(self) -> Path:
-        if self._directory is None or self._process is None:
-            raise UsageError("the registry is not running")
-        return self._directory
-
-    def _halt(self) -> None:
-        if self._process is not None:
-            end(self._process)
-            self._process = None
-
-    def _start(self) -> None:
-        directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="nixops-registry-")))
-        self._directory = directory
+    def _prepare(self) -> None:
+        directory = self.directory
         certificate = server_certificate(directory, self._bind) if self._tls else None
         self.ca_file = certificate.ca_file if certificate else None
         if self._auth == "token":
@@ -195,23 +149,6 @@ class RegistryServer:
                 )
             )
         self._configure(directory, certificate)
-        for attempt in range(_ATTEMPTS):
-            # Between finding a free port and taking it another process can be quicker; then try another.
-            if self._start_once(self._wanted_port or free_port(self._bind)):
-                return
-            if self._wanted_port:
-                break
-            time.sleep(0.1 * attempt)
-        raise self._does_not_start()
-
-    def _does_not_start(self) -> HostFault:
-        log = self._directory / "log" if self._directory else None
-        text = log.read_text(errors="replace") if log and log.exists() else ""
-        return HostFault(
-            f"the registry does not start on {self._bind}",
-            hint="is the address this machine's, and the port free?",
-            detail="\n".join(text.splitlines()[-10:]),
-        )
 
     def _configure(self, directory: Path, certificate: ServerCertificate | None) -> None:
         http: dict[str, Any] = {"addr": "", "secret": secrets.token_hex(16)}
@@ -242,33 +179,15 @@ class RegistryServer:
             }
         self._config = config
 
-    def _start_once(self, port: int) -> bool:
-        self._halt()
-        assert self._directory is not None  # _start made it
-        self.port = port
+    def _command(self) -> Sequence[str]:
         program = shutil.which("docker-registry")
         if program is None:
             raise UsageError("docker-registry is not installed here", hint="install Debian's package docker-registry")
-        self._config["http"]["addr"] = f"{self._bind}:{port}"
-        file = self._directory / "config.yml"
+        self._config["http"]["addr"] = f"{self._bind}:{self.port}"
+        file = self.directory / "config.yml"
         file.touch(mode=0o600)
         file.write_text(json.dumps(self._config, indent=1))  # JSON is YAML
-        path = self._directory / "log"
-        with path.open("ab") as log:
-            before = log.tell()
-            self._process = subprocess.Popen(
-                [*die_with_parent(), program, "serve", str(file)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=self._directory,
-                env={"HOME": str(self._directory), "PATH": "/usr/bin:/bin", "OTEL_TRACES_EXPORTER": "none"},
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + _START_SECONDS
-        # Asked of its log: at the port itself another server might answer, that was quicker.
-        while self._process.poll() is None and time.monotonic() < deadline:
-            if b"listening on" in path.read_bytes()[before:]:
-                return True
-            time.sleep(0.02)
-        return False
+        return (program, "serve", str(file))
+
+    def _environment(self) -> Mapping[str, str]:
+        return {"OTEL_TRACES_EXPORTER": "none"}

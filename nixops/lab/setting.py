@@ -10,7 +10,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -209,54 +210,12 @@ class Setting:
 
         :param on_line: gets each line of either stream as it comes, from two threads.
         """
-        process = subprocess.Popen(
-            self.command(*args),
-            cwd=TOP,
-            env={**self.environ, **(environ or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        texts: dict[str, list[str]] = {"out": [], "err": []}
-
-        def follow(stream: IO[str], lines: list[str]) -> None:
-            for line in stream:
-                lines.append(line)
-                on_line(line.rstrip("\n"))
-
-        assert process.stdout is not None and process.stderr is not None
-        readers = [
-            threading.Thread(target=follow, args=(process.stdout, texts["out"]), daemon=True),
-            threading.Thread(target=follow, args=(process.stderr, texts["err"]), daemon=True),
-        ]
-        for reader in readers:
-            reader.start()
-        try:
-            code = process.wait(timeout)
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-        for reader in readers:
-            reader.join()
-        return Invoked(code, "".join(texts["out"]), "".join(texts["err"]))
+        process = start_task(self.command(*args), {**self.environ, **(environ or {})})
+        return end_of_task(process, timeout, on_line)
 
     def start(self, *args: str, environ: dict[str, str] | None = None) -> subprocess.Popen[str]:
-        """Start a task and leave it running, to kill it or to cut its network.
-
-        It takes Ctrl-C as at a terminal, also where this process was started with SIGINT ignored (a shell's ``&``).
-        """
-        takes_interrupts = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
-        return subprocess.Popen(
-            [sys.executable, "-c", takes_interrupts + "os.execv(sys.argv[1], sys.argv[1:])", *self.command(*args)],
-            cwd=TOP,
-            env={**self.environ, **(environ or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        """Start a task and leave it running, to kill it or to cut its network. It takes Ctrl-C as at a terminal."""
+        return start_task(interruptible(self.command(*args)), {**self.environ, **(environ or {})})
 
     def running(self, host: LabHost | None = None) -> str:
         """The toplevel that a host runs, seen from outside."""
@@ -327,3 +286,57 @@ class Invoked:
 
     def __repr__(self) -> str:
         return f"exit {self.code}\n-- stdout\n{self.out}\n-- stderr\n{self.err}"
+
+
+def start_task(argv: Sequence[str], environ: Mapping[str, str]) -> subprocess.Popen[str]:
+    """Start a task's command line at the top of the project, and leave it running."""
+    return subprocess.Popen(
+        argv,
+        cwd=TOP,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def interruptible(argv: Sequence[str]) -> list[str]:
+    """The command line with SIGINT as at a terminal, though we were started with it ignored (a shell's ``&``)."""
+    takes_interrupts = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    return [sys.executable, "-c", takes_interrupts + "os.execv(sys.argv[1], sys.argv[1:])", *argv]
+
+
+def end_of_task(
+    process: subprocess.Popen[str], timeout: float, on_line: Callable[[str], None] = lambda _: None
+) -> Invoked:
+    """How a started task ends, once it and all that share its output have; it is killed after ``timeout`` seconds.
+
+    :param on_line: gets each line of either stream as it comes, from two threads.
+    """
+    deadline = time.monotonic() + timeout
+    texts: dict[str, list[str]] = {"out": [], "err": []}
+
+    def follow(stream: IO[str], lines: list[str]) -> None:
+        for line in stream:
+            lines.append(line)
+            on_line(line.rstrip("\n"))
+
+    assert process.stdout is not None and process.stderr is not None
+    readers = [
+        threading.Thread(target=follow, args=(process.stdout, texts["out"]), daemon=True),
+        threading.Thread(target=follow, args=(process.stderr, texts["err"]), daemon=True),
+    ]
+    for reader in readers:
+        reader.start()
+    try:
+        code = process.wait(timeout)
+        for reader in readers:
+            reader.join(max(0.0, deadline - time.monotonic()))
+        if any(reader.is_alive() for reader in readers):
+            raise subprocess.TimeoutExpired(process.args, timeout)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    return Invoked(code, "".join(texts["out"]), "".join(texts["err"]))

@@ -1,7 +1,8 @@
 """Asking a binary cache over HTTP, as a host that substitutes from it would: what does it serve, signed by whom?
 
 Many paths are asked for at once over one pool of connections. What is not answered is asked for again a few times;
-a cache that stopped answering is not waited for path by path.
+a cache that stopped answering is not waited for path by path. No login goes along, not even one of the operator's
+``.netrc``: what only the operator may fetch is not served to the hosts.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
+from urllib.parse import urljoin
 
 from nixops.errors import CacheIncomplete, UsageError
 from nixops.nix.narinfo import (
@@ -23,7 +25,7 @@ from nixops.nix.narinfo import (
     parse_cache_info,
     parse_narinfo,
 )
-from nixops.transport.exec import Deadline, raise_if_cancelled
+from nixops.transport.exec import raise_if_cancelled
 from nixops.transport.fleet import fan_out
 from nixops.values import StorePath
 
@@ -41,6 +43,8 @@ FIRST_DELAY: Final = 0.25
 LONGEST_DELAY: Final = 5.0
 # A path with ten thousand references is about 600 KB; no narinfo that is used comes near this.
 LARGEST: Final = 4 * 1024 * 1024
+MOST_REDIRECTS: Final = 5
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _PASSING: Final = frozenset({429, 500, 502, 503, 504})
 
 
@@ -84,7 +88,8 @@ class BinaryCacheClient:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         import requests
-        from requests.adapters import HTTPAdapter
+
+        from nixops.transport.web import Session, checked_ca
 
         if not keys:
             raise UsageError("no key is given that the cache's paths must be signed by", hint="name cache.public_keys")
@@ -93,12 +98,12 @@ class BinaryCacheClient:
         self._limit = limit
         self._timeout = timeout
         self._sleep = sleep
-        self._verify: str | bool = _checked_ca(ca_file) if ca_file else True
+        self._verify = checked_ca("cache.ca_file", ca_file)
         self._patience = _Patience(max(8, limit))
-        self._session = requests.Session()
-        self._session.max_redirects = 5
+        self._session = Session()
+        self._session.headers.update({"Accept-Encoding": "identity", "User-Agent": "nixops"})
         for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(pool_connections=2, pool_maxsize=limit))
+            self._session.mount(scheme, requests.adapters.HTTPAdapter(pool_connections=2, pool_maxsize=limit))
 
     def __enter__(self) -> Self:
         return self
@@ -182,23 +187,41 @@ class BinaryCacheClient:
         return answer
 
     def _once(self, url: str) -> _Answer:
-        from requests.exceptions import RequestException
-        from urllib3.exceptions import HTTPError
+        from nixops.transport.web import FAILURES
 
-        deadline = Deadline(self._timeout)
-        connect = min(5.0, self._timeout)
+        deadline = time.monotonic() + self._timeout
         try:
-            with self._session.get(url, stream=True, timeout=(connect, self._timeout), verify=self._verify) as response:
-                body = b""
-                for chunk in response.iter_content(64 * 1024):
-                    body += chunk
-                    if len(body) > LARGEST:
-                        return _Answer(0, "", f"the answer is longer than {LARGEST // 2**20} MiB")
-                    if deadline.passed:
-                        return _Answer(0, "", f"no complete answer within {self._timeout:g} s", again=True)
-                return _read(response, body)
-        except (RequestException, HTTPError, OSError, ValueError) as error:
+            for _ in range(MOST_REDIRECTS + 1):
+                answer = self._one(url, deadline)
+                if isinstance(answer, _Answer):
+                    return answer
+                url = answer
+            return _Answer(0, "", "it redirects in a circle")
+        except (*FAILURES, ValueError) as error:
             return _Answer(0, "", *_words(error))
+
+    def _one(self, url: str, deadline: float) -> _Answer | str:
+        """One request: an answer, or where it sends us, whose body nobody reads."""
+        from nixops.transport.web import Authorization, Late, body_of
+
+        left = max(0.001, deadline - time.monotonic())
+        with self._session.get(
+            url,
+            stream=True,
+            auth=Authorization(None),
+            timeout=(min(5.0, left), left),
+            verify=self._verify,
+            allow_redirects=False,
+        ) as response:
+            if response.status_code in _REDIRECTS and response.headers.get("Location"):
+                return urljoin(url, response.headers["Location"])
+            try:
+                body = body_of(response, LARGEST, deadline)
+            except Late:
+                return _Answer(0, "", f"no complete answer within {self._timeout:g} s", again=True)
+            if len(body) > LARGEST:
+                return _Answer(0, "", f"the answer is longer than {LARGEST // 2**20} MiB")
+            return _read(response, body)
 
 
 @dataclass(frozen=True)
@@ -266,40 +289,25 @@ def _read(response: requests.Response, body: bytes) -> _Answer:
 
 def _words(error: Exception) -> tuple[str, bool]:
     """What a request that failed is told as, and whether it is worth another try."""
-    from requests.exceptions import SSLError, Timeout, TooManyRedirects
-    from urllib3.exceptions import NameResolutionError, ReadTimeoutError
+    from nixops.transport.web import Fault, fault_of, last_words
 
-    text = str(error)
-    if isinstance(error, SSLError):
-        why = "its certificate is not trusted (see cache.ca_file)" if "CERTIFICATE_VERIFY_FAILED" in text else "TLS"
-        return f"{why}: {text[-160:]}" if why == "TLS" else why, False
-    if isinstance(error, Timeout | ReadTimeoutError):
-        return "no answer in time", True
-    if isinstance(error, TooManyRedirects):
-        return "it redirects in a circle", False
-    if _has(error, NameResolutionError):
-        return "its name does not resolve", False
-    if "Connection refused" in text:
-        return "connection refused", True
-    if "No route to host" in text or "Network is unreachable" in text:
-        return "no route to it", True
-    return f"the connection broke ({type(error).__name__})", True
-
-
-def _has(error: BaseException, kind: type[BaseException]) -> bool:
-    """Whether ``kind`` is what an exception of requests wraps."""
-    inner = getattr(error.args[0], "reason", None) if error.args else None
-    return isinstance(error, kind) or isinstance(inner, kind)
-
-
-def _checked_ca(ca_file: Path) -> str:
-    import ssl
-
-    try:
-        ssl.create_default_context(cafile=str(ca_file))
-    except (OSError, ssl.SSLError) as error:
-        raise UsageError(
-            f"cache.ca_file: {ca_file} cannot be used: {error.strerror or error}",
-            hint="name a PEM file with the authority's certificate; a relative path starts at the inventory",
-        ) from None
-    return str(ca_file)
+    words = last_words(error)[-160:]
+    match fault_of(error):
+        case Fault.TLS if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return "its certificate is not trusted (see cache.ca_file)", False
+        case Fault.TLS:
+            return f"TLS: {words}", False
+        case Fault.AUTHORITIES:
+            return f"the file of cache.ca_file is gone: {words}", False
+        case Fault.LATE | Fault.NO_CONNECTION_IN_TIME:
+            return "no answer in time", True
+        case Fault.UNKNOWN_NAME:
+            return "its name does not resolve", False
+        case Fault.NO_CONNECTION | Fault.PROXY if words == "Connection refused":
+            return "connection refused", True
+        case Fault.NO_CONNECTION if words in ("No route to host", "Network is unreachable"):
+            return "no route to it", True
+        case Fault.NOT_SENT:
+            return f"its address, or one that it redirects to, cannot be used ({type(error).__name__})", False
+        case _:
+            return f"the connection broke ({type(error).__name__})", True

@@ -24,8 +24,6 @@ from nixops.registry.http import (
     REDIRECTS,
     Answer,
     RegistryHttp,
-    joined,
-    shown,
 )
 from nixops.registry.login import Login
 from nixops.registry.manifest import (
@@ -39,6 +37,7 @@ from nixops.registry.manifest import (
 )
 from nixops.registry.referrers import Receipt, Referrers
 from nixops.secret import Redactor, Secret
+from nixops.transport.web import joined, shown
 from nixops.values import ImageReference, RegistryName
 from nixops.vault.files import expanded
 

@@ -7,23 +7,22 @@ error body is cleaned of secrets first and cut afterwards, so that no part of a 
 from __future__ import annotations
 
 import random
-import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
+# Itself before any part of it: a thread that begins with a part would meet one that begins with the whole, and each
+# find the other's half loaded.
 import requests
-from requests.auth import AuthBase
-from requests.exceptions import ConnectTimeout, ProxyError, SSLError
-from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionError, ReadTimeoutError
 
-from nixops.errors import UsageError
 from nixops.registry.fault import NoAnswer, RegistryRefused, oversized, wait_of
 from nixops.secret import Redactor, Secret
+from nixops.transport import web
 from nixops.transport.exec import raise_if_cancelled
+from nixops.transport.web import Fault, joined, shown
 from nixops.values import RegistryName
 
 ATTEMPTS = 4
@@ -34,7 +33,6 @@ LONGEST_WAIT = 20.0
 PASSING = frozenset({500, 502, 503, 504})
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MOST_REDIRECTS = 5
-EXCERPT = 300
 ERROR_LIMIT = 64 * 1024
 # One connection for each of the questions that are asked at once.
 CONNECTIONS = 8
@@ -53,25 +51,6 @@ class Answer:
     headers: Mapping[str, str]
     what: str
     url: str
-
-
-class _Authorization(AuthBase):
-    """Sets the header, or none. As an auth object, since a bare header would yield to the user's ``.netrc``."""
-
-    def __init__(self, value: Secret | None) -> None:
-        self._value = value
-
-    def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self._value is not None:
-            r.headers["Authorization"] = self._value.reveal()
-        return r
-
-
-class _Session(requests.Session):
-    """Leaves redirects to us. Told not to follow, requests still reads their whole body and takes their place apart."""
-
-    def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002 - the name is that of requests
-        return None
 
 
 class RegistryHttp:
@@ -98,10 +77,10 @@ class RegistryHttp:
         self.scheme = "https" if tls else "http"
         self.base = f"{self.scheme}://{host}"
         self.redactor = redactor
-        self._verify = _checked_ca(registry, ca_file)
+        self._verify = web.checked_ca(f"registries.{registry}.ca_file", ca_file)
         self._timeout = timeout
         self._sleep = sleep
-        self._session = _Session()
+        self._session = web.Session()
         # The bytes have to be those whose digest is compared.
         self._session.headers.update({"Accept-Encoding": "identity", "User-Agent": "nixops"})
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
@@ -217,121 +196,83 @@ class RegistryHttp:
                 url,
                 data=body,
                 headers=dict(headers),
-                auth=_Authorization(authorization),
+                auth=web.Authorization(authorization),
                 timeout=(min(10.0, self._timeout), self._timeout),
                 allow_redirects=False,
                 verify=self._verify,
                 stream=True,
             ) as response:
+                good = response.status_code < 300
+                most = limit if good else ERROR_LIMIT
+                taken = web.body_of(response, most, deadline)
+                if good and len(taken) > most:
+                    raise oversized(what, limit)
                 return Answer(
                     response.status_code,
-                    self._body(response, deadline, what, limit),
+                    taken[:most],  # the words of an error are read as far as they are of use; its status counts
                     {k.lower(): v for k, v in response.headers.items()},
                     what,
                     url,
                 )
-        except requests.exceptions.RequestException as error:
-            raise self._transport_error(error, what, url) from None
-        except ReadTimeoutError:
-            raise self._late(what) from None
-        except HTTPError:
-            raise _cut_off(what) from None
+        except web.FAILURES as error:
+            raise self._failure(error, what, url) from None
 
-    def _body(self, response: requests.Response, deadline: float, what: str, limit: int) -> bytes:
-        """The whole body, within the deadline: the time-out of ``requests`` only bounds each single read."""
-        chunks: list[bytes] = []
-        size = 0
-        good = response.status_code < 300
-        if not good:
-            limit = ERROR_LIMIT
-        # read1 gives what is there; iter_content would wait for a full chunk, past every deadline.
-        while chunk := response.raw.read1(65536, decode_content=True):
-            size += len(chunk)
-            if size > limit and good:
-                raise oversized(what, limit)
-            if size > limit:
-                break  # the words of an error are read as far as they are of use; its status counts
-            if time.monotonic() > deadline:
-                raise self._late(what)
-            chunks.append(chunk)
-        return b"".join(chunks)
-
-    def _transport_error(self, error: requests.exceptions.RequestException, what: str, url: str) -> NoAnswer:
+    def _failure(self, error: Exception, what: str, url: str) -> NoAnswer:
         host = urlsplit(url).netloc
-        if isinstance(error, SSLError):
-            return NoAnswer(
-                f"{what}: TLS to {host} failed: {self.excerpt(_innermost(error))}",
-                hint="if its certificate is from an authority of your own, name that in "
-                f"registries.{self.registry}.ca_file; if the registry has no TLS at all, say tls: false there",
-            )
-        if isinstance(error, ConnectTimeout):
-            return NoAnswer(
-                f"{what}: no connection to {host} within {min(10.0, self._timeout):g} s",
-                hint="is the registry's name right, and does a firewall let this machine through?",
-            )
-        if isinstance(error, ProxyError):
-            return NoAnswer(f"{what}: the proxy of this environment failed", hint="look at HTTPS_PROXY and NO_PROXY")
-        reason = _reason(error)
-        if isinstance(reason, NameResolutionError):
-            return NoAnswer(
-                f"{what}: the name {host} is unknown", hint="look at the image's destination and at the DNS"
-            )
-        if isinstance(reason, NewConnectionError):
-            return NoAnswer(
-                f"{what}: no connection to {host}: {self.excerpt(_innermost(error))}",
-                hint="is the registry running, and is its name right?",
-                again=True,
-            )
-        if isinstance(error, requests.exceptions.Timeout) or isinstance(reason, ReadTimeoutError):
-            return self._late(what)
-        if isinstance(error, requests.exceptions.ConnectionError):
-            return _cut_off(what)
-        return NoAnswer(
-            f"{what} could not be sent: {self.excerpt(_innermost(error))}", hint="look at the registry's name"
-        )
-
-    def _late(self, what: str) -> NoAnswer:
-        return NoAnswer(
-            f"{what} had no complete answer within {self._timeout:g} s",
-            hint=f"look at the registry's load, or raise registries.{self.registry}.timeout, then try again",
-            sent=True,
-        )
+        words = self.excerpt(web.last_words(error))
+        match web.fault_of(error):
+            case Fault.TLS:
+                return NoAnswer(
+                    f"{what}: TLS to {host} failed: {words}",
+                    hint="if its certificate is from an authority of your own, name that in "
+                    f"registries.{self.registry}.ca_file; if the registry has no TLS at all, say tls: false there",
+                )
+            case Fault.AUTHORITIES:
+                return NoAnswer(
+                    f"{what} could not be sent: {words}",
+                    hint=f"put back the file that registries.{self.registry}.ca_file names, or name another",
+                )
+            case Fault.NO_CONNECTION_IN_TIME:
+                return NoAnswer(
+                    f"{what}: no connection to {host} within {min(10.0, self._timeout):g} s",
+                    hint="is the registry's name right, and does a firewall let this machine through?",
+                )
+            case Fault.PROXY:
+                return NoAnswer(
+                    f"{what}: the proxy of this environment failed", hint="look at HTTPS_PROXY and NO_PROXY"
+                )
+            case Fault.UNKNOWN_NAME:
+                return NoAnswer(
+                    f"{what}: the name {host} is unknown", hint="look at the image's destination and at the DNS"
+                )
+            case Fault.NO_CONNECTION:
+                return NoAnswer(
+                    f"{what}: no connection to {host}: {words}",
+                    hint="is the registry running, and is its name right?",
+                    again=True,
+                )
+            case Fault.LATE:
+                return NoAnswer(
+                    f"{what} had no complete answer within {self._timeout:g} s",
+                    hint=f"look at the registry's load, or raise registries.{self.registry}.timeout, then try again",
+                    sent=True,
+                )
+            case Fault.CUT_OFF:
+                return NoAnswer(
+                    f"{what} lost its connection before the answer was complete",
+                    hint="look at the registry's log, then run the command again",
+                    again=True,
+                    sent=True,
+                )
+            case Fault.NOT_SENT:
+                # Its text may quote the whole address, and a pre-signed one is as good as a password.
+                return NoAnswer(
+                    f"{what} could not be sent ({type(error).__name__})", hint="look at the registry's name"
+                )
 
     def excerpt(self, text: str) -> str:
         """A server's words on one line, cleaned of secrets and cut."""
-        clean = " ".join(self.redactor.clean(text).split())
-        return clean if len(clean) <= EXCERPT else clean[:EXCERPT] + "…"
-
-
-def _checked_ca(registry: RegistryName, ca_file: Path | None) -> str | bool:
-    if ca_file is None:
-        return True
-    try:
-        ssl.create_default_context(cafile=str(ca_file))
-    except (OSError, ssl.SSLError) as error:
-        why = "it holds no PEM certificate" if isinstance(error, ssl.SSLError) else error.strerror
-        raise UsageError(
-            f"registries.{registry}.ca_file: {ca_file} cannot be used: {why}", hint="name a file of PEM certificates"
-        ) from None
-    return str(ca_file)
-
-
-def joined(url: str, location: str) -> str:
-    """Where ``location``, as an answer of ``url`` has it, points; as it is where it is no address at all."""
-    try:
-        return urljoin(url, location)
-    except ValueError:
-        return location
-
-
-def shown(url: str) -> str:
-    """``url`` without its query and login: a pre-signed address is as good as a password."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "an address that cannot be read"
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}" if host else parts.path or "nowhere"
+        return web.excerpt(self.redactor, text)
 
 
 def _origin(url: str) -> tuple[str, str, int]:
@@ -341,26 +282,3 @@ def _origin(url: str) -> tuple[str, str, int]:
     except ValueError:
         port = -1  # no number: equal to no origin of ours
     return parts.scheme, (parts.hostname or "").lower(), port or (443 if parts.scheme == "https" else 80)
-
-
-def _cut_off(what: str) -> NoAnswer:
-    return NoAnswer(
-        f"{what} lost its connection before the answer was complete",
-        hint="look at the registry's log, then run the command again",
-        again=True,
-        sent=True,
-    )
-
-
-def _reason(error: BaseException) -> object:
-    """What urllib3 gave as the cause of a failed connection."""
-    inner = error.args[0] if error.args else None
-    return getattr(inner, "reason", inner)
-
-
-def _innermost(error: BaseException) -> str:
-    """The last words of a chain of wrapped exceptions, without addresses of objects."""
-    reason = _reason(error)
-    cause = getattr(reason, "__cause__", None) or getattr(reason, "__context__", None) or reason
-    text = getattr(cause, "strerror", None) or getattr(cause, "verify_message", None) or str(cause)
-    return str(text)

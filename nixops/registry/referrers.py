@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from nixops.errors import RegistryError
 from nixops.registry.fault import RegistryRefused
-from nixops.registry.http import REDIRECTS, Answer, joined
+from nixops.registry.http import REDIRECTS, Answer
 from nixops.registry.manifest import (
     MANIFEST_LIMIT,
     OCI_EMPTY,
@@ -28,6 +28,7 @@ from nixops.registry.manifest import (
     canonical,
     digest_of,
 )
+from nixops.transport.web import joined
 
 _EMPTY = b"{}"
 _MOST_PAGES = 100

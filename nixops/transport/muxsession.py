@@ -4,6 +4,7 @@ and a command that is not waited for any more is stopped on the host.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -89,9 +90,8 @@ class Session:
             source = stdin if isinstance(stdin, list | tuple) else self._once_begun(stdin)
         # A master that goes in this moment must not make ssh log in anew behind our back.
         how = "ProxyCommand=false" if self.shared else "ControlPath=none"
-        environment = (f"{name}={value}" for name, value in bare_environment().items())
         ssh = ("ssh", "-F", str(self._config), "-T", "-o", how, str(target.name), self._wrapped.line)
-        local = Command(("env", "-i", *environment, *ssh), timeout=None, title=self._command.name)
+        local = Command(ssh, env=bare_environment(), timeout=None, title=self._command.name)
         result = self._carried_out(local, source, Deadline(timeout), timeout)
         if self._group is not None:
             self._master.tell(f"del {self._group}")
@@ -109,7 +109,9 @@ class Session:
         def carry() -> None:
             try:
                 with cancellable(switch):
-                    made.append(LocalRunner().stream(local, stdin=stdin, stdout=self._out, on_line=self._line))
+                    # Not even for a moment does a process of ours have the operator's tokens.
+                    runner = LocalRunner(without=tuple(os.environ))
+                    made.append(runner.stream(local, stdin=stdin, stdout=self._out, on_line=self._line))
             except BaseException as error:  # noqa: BLE001 - raised by the thread that waits
                 failure.append(error)
             finally:

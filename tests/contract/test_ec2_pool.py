@@ -98,6 +98,15 @@ def test_instances_of_one_name_are_told_apart_by_their_id(aws: AwsServer) -> Non
     assert set(names[1:]) < {f"twin-{number}" for number in ids}
 
 
+def test_a_name_that_differs_in_case_alone_is_another(aws: AwsServer) -> None:
+    """Proves: an instance that takes another's name in capitals does not get its key let pass for the other's: ssh
+    takes no notice of case where it looks up a host's key."""
+    (_, number) = aws.run_instances("shadow", "SHADOW", tags={**PINNED, "set": "case"}, region="us-east-1")
+    found = sorted(str(b.name) for b in discover_ec2(pool(tags={"set": "case"}, regions=["us-east-1"])))
+    assert len({name.lower() for name in found}) == 2, found
+    assert any(name.lower().startswith("shadow-i-") for name in found), (found, number)
+
+
 @pytest.mark.parametrize(
     ("key", "reason"),
     [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,8 @@ import yaml
 from nixops.build.session import BuildSession
 from nixops.inventory.load import Loaded, load
 from nixops.lab.lab import Lab, LabHost
-from nixops.lab.setting import NIX_CONFIG
 from nixops.secret import Redactor
-
-SYSTEM = f"{os.uname().machine}-linux"
+from tests.lab.reaching import SYSTEM, write_flake
 
 FLAKE = """\
 {
@@ -50,10 +48,7 @@ FLAKE = """\
 
 
 def make_flake(directory: Path) -> Path:
-    """A flake whose paths are new to every store."""
-    directory.mkdir(parents=True, exist_ok=True)
-    text = FLAKE.replace("@system@", SYSTEM).replace("@salt@", os.urandom(8).hex())
-    (directory / "flake.nix").write_text(text, encoding="utf-8")
+    write_flake(directory, FLAKE)
     return directory
 
 
@@ -87,15 +82,3 @@ def session_of(loaded: Loaded, directory: Path, said: list[str]) -> BuildSession
     """A build's session with an environment of its own; what it says is collected."""
     environ = {"PATH": os.environ["PATH"], "HOME": str(directory), "XDG_STATE_HOME": str(directory / "state")}
     return BuildSession(loaded, Redactor(), environ, say=said.append)
-
-
-def offline(monkeypatch: Any) -> None:
-    """No substituter is waited for, by any nix that this process starts."""
-    monkeypatch.setenv("NIX_CONFIG", NIX_CONFIG)
-
-
-def processes(host: LabHost, pattern: str) -> Iterable[str]:
-    """The command lines of a host that hold ``pattern``."""
-    script = 'for f in /proc/[0-9]*/cmdline; do tr "\\0" " " <"$f" 2>/dev/null && echo; done; true'
-    lines = host.exec("sh", "-c", script).stdout.decode().splitlines()
-    return [line for line in lines if pattern in line and "for f in /proc" not in line]

@@ -11,6 +11,9 @@ from types import FrameType
 import pytest
 
 from nixops.lab.lab import HostSpec, Lab, LabHost
+from nixops.lab.registry import RegistryServer
+from nixops.lab.setting import NIX_CONFIG
+from tests.lab.toplevel_site import Machine, Site, make_site, on_base
 
 LabFactory = Callable[..., Lab]
 
@@ -80,3 +83,39 @@ def plain(lab: Lab) -> LabHost:
 def awkward(lab: Lab) -> LabHost:
     """The awkward host ``gunter``."""
     return lab.hosts["gunter"]
+
+
+@pytest.fixture
+def nix_of_the_lab(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No nix that this process starts waits for a substituter or wants a sandbox."""
+    monkeypatch.setenv("NIX_CONFIG", NIX_CONFIG)
+
+
+@pytest.fixture(scope="module")
+def registry(builders: Lab) -> Iterator[RegistryServer]:
+    """Where a module's ``builders`` push to: basic authentication, TLS by an authority that nobody else knows."""
+    with RegistryServer(bind=builders.gateway) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def site(lab_factory: LabFactory, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A lab of both shapes with its services, each host on the first generation of a user's checkout."""
+    lab = lab_factory(HostSpec("nix-cache02", "plain"), HostSpec("awkward01", "awkward"))
+    with make_site(lab, tmp_path_factory.mktemp("site")) as made:
+        yield made
+    lab.down()
+
+
+@pytest.fixture(params=["nix-cache02", "awkward01"])
+def either(site: Site, request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """Each host of the ``site``; it is brought back to its first generation."""
+    with on_base(site, request.param) as machine:
+        yield machine
+
+
+@pytest.fixture
+def machine(site: Site) -> Iterator[Machine]:
+    """The plain host of the ``site``; it is brought back to its first generation."""
+    with on_base(site, "nix-cache02") as machine:
+        yield machine

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,14 +122,6 @@ def runs_a_job(setting: Setting, repository: str) -> None:
     run = setting.forge.dispatch(repository, [{"run": "echo on $(uname -n)"}], runs_on="native")
     view = setting.forge.wait_run(run, timeout=30)
     assert view.status == "success" and f"on {HOST}" in view.log, view
-
-
-def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None:
-    """Wait until ``condition`` holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        time.sleep(0.1)
 
 
 def host_file(setting: Setting, path: str) -> str:

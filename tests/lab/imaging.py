@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,50 +18,35 @@ from nixops.build.image import Event, ImageResult, build_image
 from nixops.build.model import ImageSpec
 from nixops.build.session import BuildSession
 from nixops.inventory.load import load
-from nixops.lab.imagerepo import ImageRepo, make_image_repo
-from nixops.lab.lab import Lab, LabHost
+from nixops.lab.imagerepo import ImageRepo, make_image_repo, second_system
+from nixops.lab.lab import HostSpec, Lab, LabHost
 from nixops.lab.registry import RegistryServer
-from nixops.lab.setting import NIX_CONFIG, TOP, Invoked
+from nixops.lab.setting import NIX_CONFIG, Invoked, end_of_task, interruptible, start_task
 from nixops.secret import Redactor
 from nixops.transport.local import LocalRunner
 from nixops.values import AttrPath, ImageReference, System
+from tests.lab.conftest import LabFactory
+from tests.lab.reaching import processes, wait_for
 
 X86, ARM = "x86_64-linux", "aarch64-linux"
 # Whatever could tell the tools of this machine who we are to AWS or to a registry.
 _FOREIGN = ("AWS_", "BAO_", "VAULT_", "DOCKER_", "REGISTRY_", "SSH_", "NIX_", "XDG_")
 
 
-def second_system(host: LabHost, system: str = ARM) -> None:
-    """Let a lab host build for a second system: the lab's derivations are shell, and run there just as well."""
-    script = 'echo "extra-platforms = $1" >>/etc/nix/nix.conf && systemctl restart nix-daemon.service'
-    host.exec("sh", "-c", script, "sh", system)
-
-
-def processes(host: LabHost) -> list[str]:
-    """The command lines of everything that runs on a host."""
-    script = 'for f in /proc/[0-9]*/cmdline; do tr "\\0" " " <"$f" 2>/dev/null && echo; done; true'
-    return host.exec("sh", "-c", script).stdout.decode(errors="replace").splitlines()
-
-
 def works(host: LabHost, words: str) -> bool:
     """Whether a process whose command line begins with ``words`` runs on the host."""
-    return any(line.startswith(words) for line in processes(host))
+    return any(line.startswith(words) for line in processes(host, words))
 
 
 def pushing(host: LabHost) -> bool:
     """Whether an image's own program runs on the host."""
-    return any("/bin/copy-to docker://" in line for line in processes(host))
+    return processes(host, "/bin/copy-to docker://") != []
 
 
 def push_places(host: LabHost) -> list[str]:
     """The directories of pushes on a host: with the registry's login in them."""
     script = "find /run /dev/shm -name 'nixops-push.*' 2>/dev/null; true"
     return host.exec("sh", "-c", script).stdout.decode().split()
-
-
-def has(host: LabHost, path: str) -> bool:
-    """Whether a store path is valid on a host."""
-    return host.exec("nix-store", "--check-validity", path, check=False).returncode == 0
 
 
 def roots(host: LabHost) -> list[str]:
@@ -73,10 +57,7 @@ def roots(host: LabHost) -> list[str]:
 
 def eventually(condition: Callable[[], object], seconds: float, what: str) -> None:
     """Wait until ``condition`` holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
+    wait_for(condition, seconds, what)
 
 
 @dataclass
@@ -212,16 +193,7 @@ class Imaging:
 
     def start(self, *args: str, environ: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
         """Start `invoke build-image` and leave it running. It takes Ctrl-C as at a terminal."""
-        takes_interrupts = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
-        return subprocess.Popen(
-            [sys.executable, "-c", takes_interrupts + "os.execv(sys.argv[1], sys.argv[1:])", *self.command(*args)],
-            cwd=TOP,
-            env={**self.environ, **(environ or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return start_task(interruptible(self.command(*args)), {**self.environ, **(environ or {})})
 
     def invoke(self, *args: str, environ: Mapping[str, str] | None = None, timeout: float = 60.0) -> Invoked:
         """`invoke build-image` to its end; it must show no traceback whatever happens."""
@@ -232,16 +204,24 @@ class Imaging:
         return ("--flake", str(self.repo.directory), "--attr", attr, *more)
 
 
+def builders_of_both_systems(lab_factory: LabFactory) -> Lab:
+    """``first`` and ``second``, which build for both systems, and ``third`` with a login that is not root's."""
+    lab = lab_factory(HostSpec("first"), HostSpec("second"), HostSpec("third", "awkward"))
+    for name in ("first", "second"):
+        second_system(lab.hosts[name])
+    return lab
+
+
+def first_preferred(directory: Path, builders: Lab, registry: RegistryServer) -> Imaging:
+    """A pool of ``first`` and ``second``, of which the first is asked as long as it can be."""
+    faster = {"builder": {"max_jobs": 4, "systems": [X86], "speed_factor": 9}}
+    return Imaging(directory, builders, registry, hosts=("first", "second"), settings={"first": faster})
+
+
 def ended(process: subprocess.Popen[str], timeout: float = 60.0) -> Invoked:
-    """How a started task ended."""
-    try:
-        out, err = process.communicate(timeout=timeout)
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-    done = Invoked(process.returncode, out, err)
-    assert "Traceback" not in out + err and "a defect in nixops" not in out + err, done
+    """How a started task ended: with no traceback whatever happened."""
+    done = end_of_task(process, timeout)
+    assert "Traceback" not in done.out + done.err and "a defect in nixops" not in done.out + done.err, done
     return done
 
 

@@ -20,8 +20,8 @@ from tests.lab.deploying import (
     runs_a_job,
     setting_for,
     the_host,
-    wait_for,
 )
+from tests.lab.reaching import wait_for
 
 UNIT = "gitea-runner-actions2.service"
 SECRET = "/run/secrets/forgejo-runner-token-native"

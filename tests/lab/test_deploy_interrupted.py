@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from nixops.lab.setting import Setting
-from tests.lab.transacting import configure, deploy, deployed, guard_state, note, started, unchanged, units, wait_for
+from tests.lab.reaching import wait_for
+from tests.lab.transacting import configure, deploy, deployed, guard_state, note, started, unchanged, units
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from nixops.inventory.model import RunnerModule
-from tests.lab.deploying import HOST, deploy, deploys, setting_for, versions, wait_for
+from tests.lab.deploying import HOST, deploy, deploys, setting_for, versions
+from tests.lab.reaching import wait_for
 
 
 def test_what_a_killed_deploy_made_stays_once_another_operator_has_deployed_with_it(tmp_path: Path) -> None:

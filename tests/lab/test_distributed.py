@@ -15,7 +15,10 @@ from nixops.errors import BuildFailed, Interrupted, NoBuilder, UsageError
 from nixops.lab.lab import HostSpec, Lab, LabHost
 from nixops.transport.exec import Cancellation, cancellable
 from nixops.values import AttrPath, FlakeRef, System
-from tests.lab.caching import SYSTEM, dead_entry, host_entry, inventory, make_flake, offline, processes, session_of
+from tests.lab.caching import dead_entry, host_entry, inventory, make_flake, session_of
+from tests.lab.reaching import SYSTEM, eventually, processes
+
+pytestmark = pytest.mark.usefixtures("nix_of_the_lab")
 
 ONE = {"builder": {"max_jobs": 1}}
 OTHER = {"builder": {"max_jobs": 2, "features": ["kvm"], "systems": [SYSTEM, "aarch64-linux"]}}
@@ -29,11 +32,6 @@ def hosts(lab_factory: Callable[..., Lab]) -> Lab:
     config = "extra-platforms = aarch64-linux\nsystem-features = kvm\n"
     other.exec("sh", "-c", "cat >>/etc/nix/nix.conf; systemctl restart nix-daemon", stdin=config.encode())
     return made
-
-
-@pytest.fixture(autouse=True)
-def no_substituter(monkeypatch: pytest.MonkeyPatch) -> None:
-    offline(monkeypatch)
 
 
 class Bench:
@@ -72,15 +70,6 @@ def bench(hosts: Lab, tmp_path: Path) -> Iterator[Callable[..., Bench]]:
     yield make
     for session in sessions:
         session.__exit__(None, None, None)
-
-
-def eventually(condition: Callable[[], object], seconds: float = 20.0) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.1)
-    return bool(condition())
 
 
 def test_a_graph_is_shared_out_and_its_result_is_here(bench: Callable[..., Bench], tmp_path: Path) -> None:
@@ -187,7 +176,7 @@ def test_a_builder_that_dies_in_the_middle_does_not_end_the_build(
             host = mortal.hosts[name]
 
             def run() -> None:
-                assert eventually(lambda: processes(host, pattern))
+                assert eventually(lambda: processes(host, pattern), 20)
                 how(host)
 
             thread = threading.Thread(target=run)
@@ -222,7 +211,7 @@ def test_a_builder_that_stops_in_the_middle_and_answers_again_is_asked_once_more
     )
 
     def strike() -> None:
-        assert eventually(lambda: processes(one, "sleep 5"))
+        assert eventually(lambda: processes(one, "sleep 5"), 20)
         one.exec("sh", "-c", kill)
 
     thread = threading.Thread(target=strike)
@@ -239,7 +228,7 @@ def test_an_interrupt_leaves_no_builder_process(bench: Callable[..., Bench], hos
     switch = Cancellation()
 
     def interrupt() -> None:
-        assert eventually(lambda: processes(hosts.hosts["one"], "sleep 77202"))
+        assert eventually(lambda: processes(hosts.hosts["one"], "sleep 77202"), 20)
         switch.cancel()
 
     thread = threading.Thread(target=interrupt)
@@ -247,4 +236,4 @@ def test_an_interrupt_leaves_no_builder_process(bench: Callable[..., Bench], hos
     with cancellable(switch), pytest.raises(Interrupted):
         made.build("endless")
     thread.join()
-    assert eventually(lambda: not processes(hosts.hosts["one"], "sleep 77202"))
+    assert eventually(lambda: not processes(hosts.hosts["one"], "sleep 77202"), 20)

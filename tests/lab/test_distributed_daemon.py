@@ -19,7 +19,8 @@ from nixops.errors import BuildFailed, HostFault, NoBuilder
 from nixops.lab.lab import HostSpec, Lab, LabHost
 from nixops.transport.command import Command, LineSink, Result
 from nixops.values import AttrPath, FlakeRef
-from tests.lab.caching import SYSTEM, dead_entry, host_entry, inventory, make_flake, offline, processes, session_of
+from tests.lab.caching import dead_entry, host_entry, inventory, make_flake, session_of
+from tests.lab.reaching import SYSTEM, processes
 
 FLAKE = "/var/tmp/operator/flake"
 
@@ -124,9 +125,8 @@ def test_a_user_whom_the_daemon_does_not_trust_is_told_so(hosts: Lab, operator: 
 
 
 @pytest.fixture
-def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
+def daemon(monkeypatch: pytest.MonkeyPatch, nix_of_the_lab: None) -> Iterator[subprocess.Popen[bytes]]:
     """A nix daemon of this machine's own (2.8 on Debian 12), which our nix then uses."""
-    offline(monkeypatch)
     with tempfile.TemporaryDirectory(prefix="nixd-") as directory:
         socket = Path(directory, "socket")
         monkeypatch.setenv("NIX_DAEMON_SOCKET_PATH", str(socket))

@@ -12,27 +12,21 @@ from pathlib import Path
 import pytest
 
 from nixops.errors import BuildFailed, Interrupted, NoBuilder, UsageError
-from nixops.lab.lab import HostSpec, Lab
-from nixops.lab.setting import NIX_CONFIG, TOP, Invoked
+from nixops.lab.lab import Lab
+from nixops.lab.setting import TOP, Invoked
 from nixops.transport.exec import Cancellation, cancellable
 from nixops.transport.fleet import fan_out
 from tests.lab.conftest import LabFactory
-from tests.lab.imaging import ARM, X86, Imaging, ended, eventually, has, roots, second_system, works
+from tests.lab.imaging import ARM, X86, Imaging, builders_of_both_systems, ended, eventually, roots, works
 from tests.lab.leaks import Recorders
+from tests.lab.reaching import has
+
+pytestmark = pytest.mark.usefixtures("nix_of_the_lab")
 
 
 @pytest.fixture(scope="module")
 def builders(lab_factory: LabFactory) -> Lab:
-    """``first`` and ``second``, which build for both systems, and ``third`` with a login that is not root's."""
-    lab = lab_factory(HostSpec("first"), HostSpec("second"), HostSpec("third", "awkward"))
-    for name in ("first", "second"):
-        second_system(lab.hosts[name])
-    return lab
-
-
-@pytest.fixture(autouse=True)
-def nix_of_the_lab(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NIX_CONFIG", NIX_CONFIG)
+    return builders_of_both_systems(lab_factory)
 
 
 @pytest.fixture

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nixops.lab.lab import HostSpec, Lab
 from nixops.lab.registry import RegistryServer
-from nixops.lab.setting import NIX_CONFIG
 from tests.lab.conftest import LabFactory
-from tests.lab.imaging import X86, Imaging, ended, eventually, processes, push_places, pushing, skopeo, works
+from tests.lab.imaging import (
+    X86,
+    Imaging,
+    ended,
+    eventually,
+    first_preferred,
+    push_places,
+    pushing,
+    skopeo,
+    works,
+)
+from tests.lab.reaching import processes
 
 # The pause of the lab's image `endless-push` before it pushes, as it shows among the processes.
 ENDLESS = "sleep 77103"
+
+pytestmark = pytest.mark.usefixtures("nix_of_the_lab")
 
 
 @pytest.fixture(scope="module")
@@ -25,22 +36,9 @@ def builders(lab_factory: LabFactory) -> Lab:
     return lab_factory(HostSpec("first"), HostSpec("second"))
 
 
-@pytest.fixture(scope="module")
-def registry(builders: Lab) -> Iterator[RegistryServer]:
-    with RegistryServer(bind=builders.gateway) as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def nix_of_the_lab(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NIX_CONFIG", NIX_CONFIG)
-
-
 @pytest.fixture
 def imaging(builders: Lab, registry: RegistryServer, tmp_path: Path) -> Imaging:
-    """``first`` is preferred."""
-    faster = {"builder": {"max_jobs": 4, "systems": [X86], "speed_factor": 9}}
-    return Imaging(tmp_path, builders, registry, hosts=("first", "second"), settings={"first": faster})
+    return first_preferred(tmp_path, builders, registry)
 
 
 def named(registry: RegistryServer, reference: str) -> str:
@@ -71,7 +69,7 @@ def test_a_builder_cut_off_during_the_push_moves_no_tag_and_keeps_no_login(
         assert image.built is not None and image.built.builder == "second"
         assert named(registry, reference) == result.digest != before.digest
         eventually(lambda: push_places(host) == [], 30, "the login is gone from the builder that was cut off")
-        eventually(lambda: not any("copy-to" in line for line in processes(host)), 10, "its push has ended")
+        eventually(lambda: not processes(host, "copy-to"), 10, "its push has ended")
     finally:
         host.partition(False)
 

@@ -7,18 +7,21 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from nixops.lab.imagerepo import second_system
 from nixops.lab.lab import HostSpec, Lab
 from nixops.lab.registry import RegistryServer
-from nixops.lab.setting import NIX_CONFIG, TOP
+from nixops.lab.setting import TOP
 from tests.lab.conftest import LabFactory
-from tests.lab.imaging import ARM, X86, Imaging, raw, second_system
+from tests.lab.imaging import ARM, X86, Imaging, raw
+from tests.lab.leaks import TELLTALE, Needles
 
 EXAMPLES = TOP / "examples"
+
+pytestmark = pytest.mark.usefixtures("nix_of_the_lab")
 
 # What the example takes of nixpkgs.
 NIXPKGS = """\
@@ -70,16 +73,9 @@ def builders(lab_factory: LabFactory) -> Lab:
     return lab
 
 
-@pytest.fixture(scope="module")
-def registry(builders: Lab) -> Iterator[RegistryServer]:
-    with RegistryServer(bind=builders.gateway) as server:
-        yield server
-
-
 @pytest.fixture
-def imaging(builders: Lab, registry: RegistryServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Imaging:
+def imaging(builders: Lab, registry: RegistryServer, tmp_path: Path) -> Imaging:
     """``first`` builds for both systems, ``second`` for one."""
-    monkeypatch.setenv("NIX_CONFIG", NIX_CONFIG)
     second = {"builder": {"max_jobs": 2, "systems": [X86]}}
     return Imaging(tmp_path, builders, registry, settings={"second": second})
 
@@ -152,3 +148,26 @@ def test_a_python_tool_gets_an_image_for_two_platforms_by_its_digest(
         check=False,
     )
     assert refused.returncode == 2 and refused.stderr.startswith("error: --attr: "), refused.stderr
+
+
+def test_a_python_tool_shows_no_login_whatever_a_program_tells(imaging: Imaging, registry: RegistryServer) -> None:
+    """Proves: an image's own program that prints the registry's login, and what a terminal would obey, is shown by
+    examples/imagespec.py without either, while it runs and in the error."""
+    (imaging.repo.directory / "refused.sh").write_text(TELLTALE)
+    done = subprocess.run(
+        [
+            *(sys.executable, str(EXAMPLES / "imagespec.py"), "--inventory", str(imaging.inventory)),
+            *("--flake", str(imaging.repo.directory), "--attribute", "refused"),
+            *("--registry", registry.name, "--name", "team/telltale", "--tag", "1"),
+        ],
+        capture_output=True,
+        text=True,
+        env=imaging.environ,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count('***"}}}') == 2 and "error: " in done.stderr, done.stderr
+    needles = Needles({"the registry's password": registry.password.reveal()})
+    assert not needles.within((done.stdout + done.stderr).encode()), done.stderr
+    assert "\033" not in done.stderr and "\007" not in done.stderr, done.stderr

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,11 @@ import pytest
 from nixops.errors import ConnectionLost, NixopsError, NoBuilder, RegistryError, Unreachable
 from nixops.lab.lab import HostSpec, Lab
 from nixops.lab.registry import RegistryServer
-from nixops.lab.setting import NIX_CONFIG
 from tests.lab.conftest import LabFactory
-from tests.lab.imaging import X86, Imaging, eventually, has, processes, pushing
+from tests.lab.imaging import X86, Imaging, eventually, first_preferred, pushing
+from tests.lab.reaching import has, processes
+
+pytestmark = pytest.mark.usefixtures("nix_of_the_lab")
 
 
 @pytest.fixture(scope="module")
@@ -25,22 +26,9 @@ def builders(lab_factory: LabFactory) -> Lab:
     return lab_factory(HostSpec("first"), HostSpec("second"), HostSpec("small", disk_mib=96))
 
 
-@pytest.fixture(scope="module")
-def registry(builders: Lab) -> Iterator[RegistryServer]:
-    with RegistryServer(bind=builders.gateway) as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def nix_of_the_lab(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NIX_CONFIG", NIX_CONFIG)
-
-
 @pytest.fixture
 def imaging(builders: Lab, registry: RegistryServer, tmp_path: Path) -> Imaging:
-    """``first`` is preferred."""
-    faster = {"builder": {"max_jobs": 4, "systems": [X86], "speed_factor": 9}}
-    return Imaging(tmp_path, builders, registry, hosts=("first", "second"), settings={"first": faster})
+    return first_preferred(tmp_path, builders, registry)
 
 
 def test_a_builder_killed_in_the_middle_of_a_build_is_replaced_and_the_log_says_why(
@@ -50,7 +38,7 @@ def test_a_builder_killed_in_the_middle_of_a_build_is_replaced_and_the_log_says_
     the document say who was left out and why, and for a while the dead one is not asked first."""
     host = builders.hosts["first"]
     call = imaging.begin(lambda: imaging.build("slow"))
-    eventually(lambda: any("-layer.sh" in line for line in processes(host)), 20, "the build on the first builder")
+    eventually(lambda: processes(host, "-layer.sh"), 20, "the build on the first builder")
     host.power_off()
     try:
         result = call.wait(60)

@@ -5,51 +5,35 @@ from __future__ import annotations
 import base64
 import json
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nixops.errors import BuildFailed, PushFailed, RegistryError, UsageError
-from nixops.lab.lab import HostSpec, Lab
+from nixops.lab.lab import Lab
 from nixops.lab.registry import RegistryServer
-from nixops.lab.setting import NIX_CONFIG
 from tests.lab.conftest import LabFactory
 from tests.lab.imaging import (
     ARM,
     X86,
     Imaging,
+    builders_of_both_systems,
     eventually,
     push_places,
     pushing,
     raw,
     roots,
-    second_system,
     skopeo,
 )
 
 WRITING = ("POST", "PUT", "PATCH", "DELETE")
 
+pytestmark = pytest.mark.usefixtures("nix_of_the_lab")
+
 
 @pytest.fixture(scope="module")
 def builders(lab_factory: LabFactory) -> Lab:
-    """``first`` and ``second``, which build for both systems, and ``third`` with a login that is not root's."""
-    lab = lab_factory(HostSpec("first"), HostSpec("second"), HostSpec("third", "awkward"))
-    for name in ("first", "second"):
-        second_system(lab.hosts[name])
-    return lab
-
-
-@pytest.fixture(scope="module")
-def registry(builders: Lab) -> Iterator[RegistryServer]:
-    """Basic authentication, TLS by an authority that nobody else knows."""
-    with RegistryServer(bind=builders.gateway) as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def nix_of_the_lab(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NIX_CONFIG", NIX_CONFIG)
+    return builders_of_both_systems(lab_factory)
 
 
 @pytest.fixture

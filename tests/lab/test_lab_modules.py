@@ -2,39 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-
-from nixops.lab.lab import HostSpec
 from nixops.transport.command import Command
 from nixops.transport.local import LocalRunner
-from tests.lab.conftest import LabFactory
-from tests.lab.toplevel_site import SLEEPER, USER, Machine, Site, eventually, make_site, on_base
-
-HOSTS = (HostSpec("nix-cache02", "plain"), HostSpec("awkward01", "awkward"))
-
-
-@pytest.fixture(scope="module")
-def site(lab_factory: LabFactory, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    lab = lab_factory(*HOSTS)
-    with make_site(lab, tmp_path_factory.mktemp("site")) as made:
-        yield made
-    lab.down()
-
-
-@pytest.fixture(params=["nix-cache02", "awkward01"])
-def either(site: Site, request: pytest.FixtureRequest) -> Iterator[Machine]:
-    """Each of the two shapes."""
-    with on_base(site, request.param) as machine:
-        yield machine
-
-
-@pytest.fixture
-def machine(site: Site) -> Iterator[Machine]:
-    """The plain host."""
-    with on_base(site, "nix-cache02") as machine:
-        yield machine
+from tests.lab.toplevel_site import SLEEPER, USER, Machine, Site, eventually
 
 
 def _instance(site: Site, label: str) -> str:

@@ -34,11 +34,9 @@ from nixops.transport.exec import Cancellation, cancellable
 from nixops.transport.fleet import fan_out
 from nixops.transport.local import LocalRunner
 from nixops.transport.mux import SshPool
-from nixops.transport.target import SshTarget
-from nixops.values import Address, HostName, StorePath
+from nixops.values import HostName, StorePath
+from tests.lab.reaching import OFFLINE, eventually, processes, target_of, write_flake
 
-# Nothing here may wait for a substituter that is not there.
-OFFLINE = {"NIX_CONFIG": "substituters ="}
 PLAIN, AWKWARD = HostName("nix-cache02"), HostName("gunter")
 
 FLAKE = """\
@@ -70,27 +68,8 @@ QUOTED = (
 )
 
 
-def target_of(host: LabHost) -> SshTarget:
-    return SshTarget(
-        HostName(host.name),
-        Address(host.address),
-        port=host.port,
-        user=host.user,
-        host_keys=(" ".join(host.host_key.split()[:2]),),
-        identity_file=host.identity_file,
-        connect_timeout=5.0,
-        login_timeout=15.0,
-        keepalive=1.0,
-    )
-
-
-def write_flake(directory: Path) -> str:
-    """The flake's reference. Its salt makes the paths new to every store in every test."""
-    system = "aarch64-linux" if os.uname().machine == "aarch64" else "x86_64-linux"
-    text = FLAKE.replace("@system@", system).replace("@salt@", os.urandom(8).hex()).replace("@quoted@", QUOTED)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "flake.nix").write_text(text)
-    return f"path:{directory}"
+def make_flake(directory: Path) -> str:
+    return write_flake(directory, FLAKE.replace("@quoted@", QUOTED))
 
 
 @dataclass(frozen=True)
@@ -112,7 +91,7 @@ class Bench:
 @pytest.fixture
 def bench(lab: Lab, tmp_path: Path) -> Iterator[Bench]:
     with SshPool([target_of(host) for host in lab.hosts.values()]) as pool:
-        yield Bench(write_flake(tmp_path), pool, Nix(LocalRunner(), env={**OFFLINE, **pool.nix_env()}), lab)
+        yield Bench(make_flake(tmp_path), pool, Nix(LocalRunner(), env={**OFFLINE, **pool.nix_env()}), lab)
 
 
 @pytest.fixture
@@ -124,27 +103,10 @@ def nopasswd(lab: Lab) -> Iterator[LabHost]:
     host.sudo_mode("password")
 
 
-def processes(host: LabHost, words: str) -> list[str]:
-    """Command lines on the host that contain ``words``, read from /proc, as an awkward host has no ps on its PATH.
-    The shells that we put around a command repeat it, and go with it.
-    """
-    script = 'for f in /proc/[0-9]*/cmdline; do tr "\\0" " " <"$f" 2>/dev/null && echo; done; true'
-    return [line for line in host.exec("sh", "-c", script).stdout.decode().splitlines() if words in line]
-
-
 def logins(host: LabHost) -> int:
     """How many logins sshd has let in since the host was booted."""
     said = host.exec("journalctl", "-q", "--no-pager", "-g", "Accepted publickey", check=False).stdout
     return len(said.splitlines())
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.1)
-    return condition()
 
 
 @contextmanager
@@ -252,7 +214,7 @@ def test_a_key_that_only_our_agent_has_logs_in_and_lets_nix_in(lab: Lab, tmp_pat
         assert pool.runner(PLAIN).run(Command.of("echo", "hi")).out == "hi\n"
         nix = Nix(LocalRunner(), env={**OFFLINE, **pool.nix_env()})
         store = StoreUri.ssh_ng(target_of(host))
-        flake = write_flake(tmp_path)
+        flake = make_flake(tmp_path)
         nix.build(f"{flake}#good", store=store, timeout=60)
         pool.drop(PLAIN)
         nix.build(f"{flake}#good", store=store, timeout=60)
@@ -329,7 +291,7 @@ def test_nothing_survives_the_operators_process(
     the nix-daemon that ran it), so is the keeper there, and here every ssh and the private directory.
     """
     host = nopasswd if what.endswith(("sudo", "daemon")) else lab.hosts[PLAIN]
-    flake = write_flake(tmp_path) if "build" in what else ""
+    flake = make_flake(tmp_path) if "build" in what else ""
     with operator(host, flake) as (process, directory):
         assert ours(directory)
         process.send_signal(number)
@@ -377,7 +339,7 @@ def test_a_host_that_is_cut_off_is_told_in_time_and_stops_what_ran(
     with SshPool([target_of(host)]) as pool:
         runner = pool.runner(name)
         nix = Nix(LocalRunner(), env={**OFFLINE, **pool.nix_env()})
-        flake = write_flake(tmp_path)
+        flake = make_flake(tmp_path)
 
         def cut() -> None:
             eventually(lambda: bool(processes(host, "sleep 78101")) and bool(processes(host, "sleep 78104")), 20)
@@ -491,7 +453,7 @@ def newer(lab: Lab) -> Iterator[Bench]:
     try:
         targets = [replace(target_of(host), identity_file=key) for host in lab.hosts.values()]
         with SshPool(targets, runtime=place) as pool:
-            flake = write_flake(place / "flake")
+            flake = make_flake(place / "flake")
             own, _, _ = pool.nix_env()["PATH"].partition(":")
             env = {**OFFLINE, **pool.nix_env(), "PATH": f"{own}:/usr/bin:/bin"}
             yield Bench(flake, pool, Nix(Inside(machine), env=env), lab)

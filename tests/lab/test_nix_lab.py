@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,17 +26,12 @@ from nixops.nix.closure import closure_diff, requisites
 from nixops.nix.copy import import_closure, missing_paths
 from nixops.nix.store_uri import StoreUri
 from nixops.nix.verbs import Nix
-from nixops.secret import Secret
 from nixops.transport.command import Command
 from nixops.transport.exec import Cancellation, cancellable
 from nixops.transport.local import LocalRunner
 from nixops.transport.openssh import OpenSshFiles
-from nixops.transport.ssh import SshRunner
-from nixops.transport.target import SshTarget
-from nixops.values import Address, HostName, StorePath
-
-# Nothing here may wait for a substituter that is not there.
-OFFLINE = {"NIX_CONFIG": "substituters ="}
+from nixops.values import StorePath
+from tests.lab.reaching import OFFLINE, eventually, has, processes, runner_of, target_of, write_flake
 
 FLAKE = """\
 {
@@ -81,23 +74,6 @@ class Bench:
         return f"{self.flake}#{name}"
 
 
-def target_of(host: LabHost) -> SshTarget:
-    return SshTarget(
-        HostName(host.name),
-        Address(host.address),
-        port=host.port,
-        user=host.user,
-        host_keys=(" ".join(host.host_key.split()[:2]),),
-        identity_file=host.identity_file,
-        connect_timeout=5.0,
-        keepalive=1.0,
-    )
-
-
-def runner_of(host: LabHost) -> SshRunner:
-    return SshRunner(target_of(host), sudo_password=lambda: Secret(sudo_password()))
-
-
 @pytest.fixture
 def heavy() -> Iterator[Callable[[Bench], StorePath]]:
     """Builds a path of 300 MB here; it is deleted again, as every run makes another."""
@@ -118,31 +94,13 @@ def bench(lab: Lab, tmp_path: Path) -> Iterator[Bench]:
 
 
 def make_bench(lab: Lab, directory: Path, files: OpenSshFiles) -> Bench:
-    system = "aarch64-linux" if os.uname().machine == "aarch64" else "x86_64-linux"
-    # The salt makes the paths new to every store in every test.
-    text = FLAKE.replace("@system@", system).replace("@salt@", os.urandom(8).hex())
-    (directory / "flake.nix").write_text(text)
     local = LocalRunner()
-    return Bench(f"path:{directory}", Nix(local, env={**OFFLINE, **files.nix_env()}), local, lab)
-
-
-def has(host: LabHost, path: StorePath) -> bool:
-    return host.exec("nix-store", "--check-validity", path, check=False).returncode == 0
+    return Bench(write_flake(directory, FLAKE), Nix(local, env={**OFFLINE, **files.nix_env()}), local, lab)
 
 
 def builds(host: LabHost) -> bool:
-    """Whether the builder of ``slow`` runs on the host, read from /proc, as an awkward host has no ps on its PATH."""
-    script = 'for f in /proc/[0-9]*/cmdline; do tr "\\0" " " <"$f" 2>/dev/null && echo; done; true'
-    return "sleep 77101 " in host.exec("sh", "-c", script).stdout.decode().splitlines()
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.1)
-    return condition()
+    """Whether the builder of ``slow`` runs on the host."""
+    return "sleep 77101 " in processes(host)
 
 
 # -- building on the target -----------------------------------------------------------------------------------

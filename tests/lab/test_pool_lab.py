@@ -29,11 +29,11 @@ from nixops.nix.store_uri import StoreUri
 from nixops.nix.verbs import Nix
 from nixops.transport.local import LocalRunner
 from nixops.transport.mux import SshPool
-from nixops.transport.target import SshTarget
 from nixops.values import Address, HostName, StorePath, System
+from tests.lab.reaching import OFFLINE, SYSTEM, eventually, target_of, write_flake
 
 X86, ARM = System("x86_64-linux"), System("aarch64-linux")
-HERE = System(f"{os.uname().machine}-linux")
+HERE = System(SYSTEM)
 DEADLINE = 6.0
 _MIB = 1 << 20
 
@@ -57,19 +57,10 @@ FLAKE = """\
 """
 
 
-def target_of(host: LabHost) -> SshTarget:
-    return SshTarget(
-        HostName(host.name),
-        Address(host.address),
-        user=host.user,
-        host_keys=(host.host_key,),
-        identity_file=host.identity_file,
-        keepalive=1.0,
-    )
-
-
 def builder_of(host: LabHost, **given: object) -> PoolBuilder:
-    made = PoolBuilder(target_of(host), (HERE,), max_jobs=2)
+    # Longer than any deadline here, so that it is the probe's that counts.
+    target = replace(target_of(host), connect_timeout=10.0, login_timeout=20.0)
+    made = PoolBuilder(target, (HERE,), max_jobs=2)
     return replace(made, **given)  # type: ignore[arg-type]  # a field of PoolBuilder
 
 
@@ -90,15 +81,6 @@ def deaf() -> Iterator[int]:
     """A port here that takes connections and never says a word."""
     with socket.create_server(("127.0.0.1", 0), backlog=16) as server:
         yield server.getsockname()[1]
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 15.0) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.1)
-    return condition()
 
 
 # -- one probe ------------------------------------------------------------------------------------------------
@@ -146,7 +128,7 @@ def test_a_running_build_is_counted_whoever_runs_it(lab: Lab, name: str) -> None
         assert building() == 0
         for thread in threads:
             thread.start()
-        assert eventually(lambda: building() == 2), building()
+        assert eventually(lambda: building() == 2, 15), building()
         for thread in threads:
             thread.join()
         assert building() == 0
@@ -174,7 +156,7 @@ def test_a_build_without_build_users_is_counted_too(lab: Lab) -> None:
 
             assert building() == 0
             thread.start()
-            assert eventually(lambda: building() == 1), building()
+            assert eventually(lambda: building() == 1, 15), building()
             thread.join()
             assert building() == 0
     finally:
@@ -312,10 +294,8 @@ class Building:
     """Real builds through the pool."""
 
     def __init__(self, directory: Path, ssh: SshPool, builders: list[PoolBuilder], deadline: float = 4.0) -> None:
-        text = FLAKE.replace("@system@", HERE).replace("@salt@", os.urandom(8).hex())
-        (directory / "flake.nix").write_text(text)
-        self.flake = f"path:{directory}"
-        self.nix = Nix(LocalRunner(), env={"NIX_CONFIG": "substituters =", **ssh.nix_env()})
+        self.flake = write_flake(directory, FLAKE)
+        self.nix = Nix(LocalRunner(), env={**OFFLINE, **ssh.nix_env()})
         self.pool = Pool(builders, ssh, Quarantine(directory / "q.json", 300), deadline=deadline, min_free=16)
         self.claims = Claims(directory / "claims")
         self.told: list[Tried] = []

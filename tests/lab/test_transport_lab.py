@@ -32,43 +32,9 @@ from nixops.transport.fleet import fan_out
 from nixops.transport.local import LocalRunner
 from nixops.transport.openssh import OpenSshFiles
 from nixops.transport.ssh import SshRunner, fingerprint, offered_host_key, reachable
-from nixops.transport.target import SshTarget
-from nixops.values import Address, HostName
+from tests.lab.reaching import eventually, processes, runner_of, target_of
 
 MIB = 1024 * 1024
-
-
-def target_of(host: LabHost) -> SshTarget:
-    return SshTarget(
-        HostName(host.name),
-        Address(host.address),
-        port=host.port,
-        user=host.user,
-        host_keys=(" ".join(host.host_key.split()[:2]),),
-        identity_file=host.identity_file,
-        connect_timeout=5.0,
-        login_timeout=15.0,
-        keepalive=1.0,
-    )
-
-
-def runner_of(host: LabHost) -> SshRunner:
-    return SshRunner(target_of(host), sudo_password=lambda: Secret(sudo_password()))
-
-
-def processes(host: LabHost, words: str) -> list[str]:
-    """Command lines on the host that contain ``words``, read from /proc, as an awkward host has no ps on its PATH."""
-    script = 'for f in /proc/[0-9]*/cmdline; do tr "\\0" " " <"$f" 2>/dev/null && echo; done; true'
-    return [line for line in host.exec("sh", "-c", script).stdout.decode().splitlines() if words in line]
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.1)
-    return condition()
 
 
 @pytest.fixture(params=["root", "sudo with a password", "sudo without a password"])

@@ -15,11 +15,11 @@ from nixops.lab.lab import HostSpec, Lab
 from nixops.lab.recipe import TOOLS, sudo_password
 from nixops.secret import Secret
 from nixops.transport.ssh import SshRunner
-from nixops.transport.target import SshTarget
-from nixops.values import Address, HostName, RunnerName
+from nixops.values import RunnerName
 from nixops.verify.backend import connect
 from nixops.verify.model import CheckResult, Patience
 from nixops.verify.run import verify_runner
+from tests.lab.reaching import target_of
 from tests.lab.verify_setup import CONNECTIONS, DROP_IN, SETUP, inventory_host
 
 # Tests restart it more often than systemd's start limit would have it.
@@ -77,16 +77,6 @@ class Site:
         return {r.name: r.detail for r in self.verify(None, **runner).values() if not r.ok}
 
 
-def target(host: LabHost) -> SshTarget:
-    return SshTarget(
-        HostName(host.name),
-        Address(host.address),
-        user=host.user,
-        host_keys=(host.host_key,),
-        identity_file=host.identity_file,
-    )
-
-
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with Lab.up([HostSpec("plain", "plain"), HostSpec("awkward", "awkward")], name="verify") as lab:
@@ -96,7 +86,7 @@ def lab() -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def site(lab: Lab) -> Iterator[Site]:
     host = lab.hosts["plain"]
-    with SshRunner(target(host)) as transport:
+    with SshRunner(target_of(host)) as transport:
         site = Site(host, transport)
         site.make_good()
         yield site
@@ -365,7 +355,7 @@ def test_a_host_reached_through_sudo_is_checked_as_well(lab: Lab, password: bool
     """Proves that the checks need neither a root login nor a tool in /usr/bin, with and without sudo's password."""
     host = lab.hosts["awkward"]
     host.sudo_mode("password" if password else "nopasswd")
-    with SshRunner(target(host), sudo_password=lambda: Secret(sudo_password())) as transport:
+    with SshRunner(target_of(host), sudo_password=lambda: Secret(sudo_password())) as transport:
         site = Site(host, transport)
         site.make_good()
         assert site.failures() == {}
@@ -377,7 +367,7 @@ def test_a_host_reached_through_sudo_is_checked_as_well(lab: Lab, password: bool
 def test_a_lost_host_is_unreachable_and_no_list_of_failures(lab: Lab, site: Site) -> None:
     """Proves that a connection lost between the checks is not mistaken for checks that failed."""
     # A partitioned host does not answer at all; that is waited for.
-    with SshRunner(replace(target(lab.hosts["plain"]), connect_timeout=2.0)) as transport:
+    with SshRunner(replace(target_of(lab.hosts["plain"]), connect_timeout=2.0)) as transport:
         site.verify(transport)
         transport.close()
         lab.hosts["plain"].partition(True)

@@ -11,18 +11,14 @@ import pytest
 from nixops.errors import BuildFailed, CacheIncomplete
 from nixops.lab.binarycache import CacheKeyPair
 from nixops.lab.lab import HostSpec, Lab
-from tests.lab.caching import offline
 from tests.lab.warming import BOTH, CACHE, HOST, Warm, links, valid, warm_setting
+
+pytestmark = pytest.mark.usefixtures("nix_of_the_lab")
 
 
 @pytest.fixture(scope="module")
 def hosts(lab_factory: Callable[..., Lab]) -> Lab:
     return lab_factory(HostSpec(str(CACHE)), HostSpec(str(HOST)))
-
-
-@pytest.fixture(autouse=True)
-def no_substituter(monkeypatch: pytest.MonkeyPatch) -> None:
-    offline(monkeypatch)
 
 
 @pytest.fixture

@@ -13,18 +13,14 @@ from nixops.lab.binarycache import BinaryCacheServer, StaticCache
 from nixops.lab.lab import HostSpec, Lab
 from nixops.nix.narinfo import PublicKey, parse_narinfo
 from nixops.values import HostName
-from tests.lab.caching import offline
 from tests.lab.warming import CACHE, HOST, valid, warm_setting
+
+pytestmark = pytest.mark.usefixtures("nix_of_the_lab")
 
 
 @pytest.fixture(scope="module")
 def hosts(lab_factory: Callable[..., Lab]) -> Lab:
     return lab_factory(HostSpec(str(CACHE)), HostSpec(str(HOST)), HostSpec("gunter", "awkward"))
-
-
-@pytest.fixture(autouse=True)
-def no_substituter(monkeypatch: pytest.MonkeyPatch) -> None:
-    offline(monkeypatch)
 
 
 def test_a_cache_that_is_down_proves_nothing(hosts: Lab, tmp_path: Path) -> None:

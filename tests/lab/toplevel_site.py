@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from nixops.lab.openbao import BaoServer
 from nixops.lab.userrepo import LabHostFacts, UserRepo, build, install_base, make_user_repo, send_closure, toplevel
 from nixops.transport.local import LocalRunner
 from nixops.values import StorePath
+from tests.lab.reaching import wait_for
 
 SLEEPER: Final = 'systemd.services.sleeper = {{ wantedBy = [ "multi-user.target" ]; script = "exec sleep {0}"; }};'
 USER: Final = Scope(user="torjus")
@@ -115,7 +115,4 @@ def on_base(site: Site, name: str) -> Iterator[Machine]:
 
 def eventually(look: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
     """Fail unless ``look`` becomes true within ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while not look():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.1)
+    wait_for(look, seconds, what)

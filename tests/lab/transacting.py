@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from nixops.lab.setting import Invoked, Setting
+from tests.lab.reaching import wait_for
 
 # Bounds short enough to be waited for; seconds.
 BOUNDS = {"deploy": {"activation_timeout": 12, "confirm_timeout": 25, "lease_timeout": 20}}
@@ -58,13 +58,6 @@ def guard_state(setting: Setting) -> str:
     """The state of the newest deploy, from outside."""
     script = "d=$(ls -d /var/lib/nixops/deploys/*/ | tail -n 1); cat $d/state"
     return setting.host.exec("sh", "-c", script, check=False).stdout.decode().strip()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        time.sleep(0.2)
 
 
 def started(setting: Setting, state: str) -> subprocess.Popen[str]:

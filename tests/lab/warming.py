@@ -19,6 +19,7 @@ from nixops.lab.userrepo import LabHostFacts, UserRepo, make_user_repo
 from nixops.transport.local import LocalRunner
 from nixops.values import HostName, StorePath
 from tests.lab.caching import session_of
+from tests.lab.reaching import has
 
 CACHE: Final = HostName("nix-cache02")
 HOST: Final = HostName("builder01")
@@ -71,7 +72,7 @@ def warm_setting(lab: Lab, directory: Path, cache: HostName = CACHE, **section: 
 
 
 def valid(host: LabHost, path: StorePath | None) -> bool:
-    return path is not None and host.exec("nix-store", "--check-validity", path, check=False).returncode == 0
+    return path is not None and has(host, path)
 
 
 def links(host: LabHost) -> dict[str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nixops.build.claims import Claims, private_directory, state_directory
+from nixops.build.claims import Claims
 from nixops.errors import HostFault, Interrupted
 from nixops.transport.exec import Cancellation, cancellable
 from nixops.values import HostName
@@ -153,12 +153,3 @@ def test_a_directory_that_cannot_be_made_is_a_fault_in_words(tmp_path: Path) -> 
         Claims(tmp_path / "file" / "claims").claim(A),
     ):
         pass
-
-
-def test_the_state_directory_is_xdgs_and_is_private(tmp_path: Path) -> None:
-    assert state_directory({"XDG_STATE_HOME": str(tmp_path)}) == tmp_path / "nixops"
-    assert state_directory({"HOME": "/home/op"}) == Path("/home/op/.local/state/nixops")
-    # A relative one means nothing, by XDG.
-    assert state_directory({"XDG_STATE_HOME": "state", "HOME": "/home/op"}) == Path("/home/op/.local/state/nixops")
-    made = private_directory(tmp_path / "nixops" / "claims")
-    assert made.stat().st_mode & 0o777 == 0o700

@@ -220,6 +220,46 @@ def test_a_store_that_hangs_is_told_by_the_script_and_not_waited_for(tmp_path: P
     assert time.monotonic() - began < 10
 
 
+def test_a_nix_that_heeds_no_signal_to_end_is_not_left_running_on_the_builder(tmp_path: Path) -> None:
+    """Proves: the probe ends, and so does what it started there, children too."""
+    stubborn = f"trap '' TERM; echo $$ >>{tmp_path}/pids; sleep 61 & echo $! >>{tmp_path}/pids; wait; sleep 61"
+    text = run_script(tmp_path, {**NIX, "nix": stubborn})
+    assert read_answer(builder(), text, "", 0).reason == (
+        "its Nix store did not answer in time (is its nix-daemon alive?)"
+    )
+    pids = [int(line) for line in (tmp_path / "pids").read_text().split()]
+    assert len(pids) == 2
+    end = time.monotonic() + 5
+    while any(alive(pid) for pid in pids):
+        assert time.monotonic() < end, pids
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; one that nobody has waited for does not."""
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("store", '{"version":' + "[" * 40_000),
+        ("disk", "9" * 5_000 + " 1 1 1 1"),
+        ("disk", "9" * 30 + " 1 " + "9" * 30 + " 9 9"),
+        ("df", "x " + "9" * 4_000 + " 1 1 1% /"),
+    ],
+)
+def test_an_answer_without_measure_is_one_that_tells_nothing(key: str, value: str) -> None:
+    """Proves: JSON too deep to read and numbers of thousands of digits are no exception and no number."""
+    lines = [line for line in GOOD.splitlines() if key == "store" or not line.startswith("disk=")]
+    text = "\n".join(f"{key}={value}" if line.startswith(f"{key}=") else line for line in lines)
+    probe = read_answer(builder(), text.replace("begin=1", f"begin=1\n{key}={value}") + "\n", "", 0)
+    assert (probe.nix if key == "store" else probe.free) is None
+
+
 def test_an_old_nix_is_asked_in_the_old_way(tmp_path: Path) -> None:
     old = """[ $1 = --version ] && echo 'nix-store (Nix) 2.8.0' && exit
 echo "error: path '$2' is not valid" >&2; exit 1"""

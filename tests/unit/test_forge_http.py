@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import gzip
-import socket
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from nixops.lab.certificates import server_certificate
 from nixops.lab.forgejo_server import ForgejoServer
 from nixops.secret import Redactor, Secret
 from nixops.values import RepoName
+from tests.unit.raw_server import raw_server
 
 SCOPE = Scope(repository=RepoName("torjus/nixos"))
 
@@ -164,31 +163,15 @@ def test_a_server_that_does_not_answer_is_given_up_in_time(forge: ForgejoServer)
 
 
 @contextmanager
-def raw_server(*pieces: bytes, pause: float = 0.0) -> Iterator[Forgejo]:
+def raw_forge(*pieces: bytes, pause: float = 0.0) -> Iterator[Forgejo]:
     """A client of a server that sends these pieces to each request, and then closes."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve() -> None:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                with connection, suppress(OSError):
-                    connection.recv(65536)
-                    for piece in pieces:
-                        connection.sendall(piece)
-                        time.sleep(pause)
-
-        threading.Thread(target=serve, daemon=True).start()
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with raw_server(*pieces, pause=pause) as url:
         yield Forgejo(url, Secret("t" * 40), redactor=Redactor(), timeout=0.5, sleep=lambda _: None)
-        listener.shutdown(socket.SHUT_RDWR)
 
 
 def test_a_server_that_drips_is_given_up_in_time() -> None:
     """Each byte comes in time, so only a deadline for the whole request ends this."""
-    with raw_server(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", *[b" "] * 100, pause=0.05) as asking:
+    with raw_forge(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", *[b" "] * 100, pause=0.05) as asking:
         begun = time.monotonic()
         assert "no complete answer within 0.5 s" in error_of(asking.version).message
         assert time.monotonic() - begun < 3
@@ -207,7 +190,7 @@ VERSION = b'{"version": "15.0.3+gitea-1.22.0"}'
     ],
 )
 def test_an_answer_that_is_cut_off_is_never_taken_for_whole(head: bytes) -> None:
-    with raw_server(head + (VERSION if head.endswith(b"\n") else b"")) as asking:
+    with raw_forge(head + (VERSION if head.endswith(b"\n") else b"")) as asking:
         assert "lost its connection before the answer was complete" in error_of(asking.version).message
 
 
@@ -215,7 +198,7 @@ def test_chunks_and_compression_are_understood() -> None:
     packed = gzip.compress(VERSION)
     chunks = [b"%x\r\n%s\r\n" % (len(part), part) for part in (packed[:9], packed[9:])]
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Encoding: gzip\r\n\r\n"
-    with raw_server(head, *chunks, b"0\r\n\r\n", pause=0.02) as asking:
+    with raw_forge(head, *chunks, b"0\r\n\r\n", pause=0.02) as asking:
         assert asking.version().major == 15
 
 
@@ -239,6 +222,32 @@ def test_a_redirect_is_an_error_that_says_where_to_and_the_token_stays(forge: Fo
         error = error_of(client(forge).check_access, SCOPE)
         assert f"redirected to {elsewhere.url}/api/v1/repositories/7;" in error.message
         assert elsewhere.requests == ()
+
+
+@pytest.mark.parametrize(
+    ("location", "said"),
+    [
+        ("http://[", "redirected to an address that cannot be read;"),
+        ("//[::1", "redirected to an address that cannot be read;"),
+        ("http://host:port/x", "redirected to http://host:port/x;"),
+        ("https://somebody:pass-w0rd@elsewhere/x?signature=s1gned", "redirected to https://elsewhere/x;"),
+        ("/moved", "redirected to {url}/moved;"),
+        ("", "redirected to {url}/api/v1/version;"),
+    ],
+)
+def test_where_a_redirect_points_is_told_and_not_evaluated(forge: ForgejoServer, location: str, said: str) -> None:
+    forge.fault("/version", status=302, headers={"Location": location})
+    error = error_of(client(forge).version)
+    assert said.format(url=forge.url) in error.message
+    assert "pass-w0rd" not in str(error) and "s1gned" not in str(error)
+
+
+def test_the_body_of_a_redirect_is_bounded_as_any_other() -> None:
+    head = b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 1000\r\n\r\n"
+    with raw_forge(head, *[b" "] * 100, pause=0.05) as asking:
+        begun = time.monotonic()
+        assert "no complete answer within 0.5 s" in error_of(asking.version).message
+        assert time.monotonic() - begun < 3
 
 
 def test_the_users_netrc_does_not_replace_the_token(
@@ -265,6 +274,18 @@ def test_an_authority_of_ones_own_is_trusted_by_its_file(tmp_path: Path) -> None
         assert "TLS to" in error.message
         assert "forge.ca_file" in str(error.hint)
         assert len(server.requests) == 1
+
+
+def test_an_authority_file_that_is_gone_during_a_run_is_an_error_like_any_other(tmp_path: Path) -> None:
+    made = server_certificate(tmp_path, "127.0.0.1")
+    with ForgejoServer(15, tls=(made.certificate_file, made.key_file)) as server:
+        server.add_user("torjus")
+        asking = Forgejo(server.url, server.add_token("torjus"), redactor=Redactor(), ca_file=made.ca_file)
+        assert asking.version().major == 15
+        made.ca_file.unlink()
+        error = error_of(asking.check_access, Scope(user="torjus"))
+    assert "could not be sent" in error.message and str(made.ca_file) in error.message
+    assert "forge.ca_file" in str(error.hint)
 
 
 @pytest.mark.parametrize(("content", "said"), [(None, "No such file"), ("no certificate\n", "PEM")])

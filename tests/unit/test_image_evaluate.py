@@ -116,6 +116,9 @@ def test_an_attribute_that_the_image_itself_lacks_is_a_failed_evaluation() -> No
         ({"system": ""}, "built on an unknown system"),
         ({"program": "../../bin/sh"}, "no name of a program"),
         ({"program": "a b"}, "no name of a program"),
+        ({"program": 5}, "no name of a program"),
+        ({"drv": "/nix/store/../../etc/passwd"}, "its drvPath is '/nix/store/../../etc/passwd'"),
+        ({"drv": "/nix/store/00000000000000000000000000000000-app"}, "its drvPath is"),
     ],
 )
 def test_what_cannot_be_built_natively_or_named_safely_is_refused(changes: dict[str, object], words: str) -> None:

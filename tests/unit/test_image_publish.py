@@ -10,7 +10,7 @@ import pytest
 from nixops.build.model import PushedSystem, Shape
 from nixops.build.publish import already_there, confirm, move_tag, named_digest, prepare, staging_reference
 from nixops.build.push import Sent
-from nixops.errors import PushFailed, UsageError
+from nixops.errors import PushFailed, RegistryError, UsageError
 from nixops.registry.client import RegistryClient
 from nixops.registry.manifest import OCI_INDEX, OCI_MANIFEST, Manifest, digest_of
 from nixops.values import ImageReference, StorePath, System
@@ -168,6 +168,50 @@ def test_a_tag_that_somebody_else_moves_at_the_same_time_is_told() -> None:
     with pytest.raises(PushFailed, match="does not name what it was moved to") as caught:
         move_tag(registry.client, DESTINATION, named)
     assert registry.rival.digest in (caught.value.detail or "")
+
+
+class Lossy(Memory):
+    """Loses the answer to each PUT, after or before it has carried it out; and then perhaps goes away."""
+
+    def __init__(self, *, carried_out: bool) -> None:
+        super().__init__()
+        self.carried_out = carried_out
+        self.gone = False
+
+    def put_manifest(self, repository: str, reference: str, body: bytes, media_type: str) -> str:
+        if self.carried_out:
+            super().put_manifest(repository, reference, body, media_type)
+        raise RegistryError("the answer was lost")
+
+    def manifest(self, repository: str, reference: str) -> Manifest | None:
+        if self.gone:
+            raise RegistryError("no connection")
+        return super().manifest(repository, reference)
+
+
+def test_a_tag_that_moved_though_the_answer_was_lost_has_moved() -> None:
+    """Proves: the request that moves the tag is not believed to have failed: the tag itself is asked."""
+    registry = Lossy(carried_out=True)
+    named = registry.image("staged")
+    move_tag(registry.client, DESTINATION, named)
+    assert registry.manifests["1"] == named
+
+
+def test_a_tag_that_did_not_move_is_told_with_what_it_names() -> None:
+    registry = Lossy(carried_out=False)
+    before = registry.image("1", salt="before")
+    with pytest.raises(RegistryError, match="the answer was lost") as caught:
+        move_tag(registry.client, DESTINATION, registry.image("staged"))
+    assert f"{DESTINATION} names {before.digest}" in str(caught.value)
+
+
+def test_a_registry_that_goes_away_as_the_tag_moves_leaves_it_open_and_says_so() -> None:
+    registry = Lossy(carried_out=True)
+    named = registry.image("staged")
+    registry.gone = True
+    with pytest.raises(RegistryError, match="the answer was lost") as caught:
+        move_tag(registry.client, DESTINATION, named)
+    assert "may have moved or not" in str(caught.value)
 
 
 def test_a_system_without_a_name_among_platforms_is_bad_usage() -> None:

@@ -113,7 +113,7 @@ def test_signs_of_life_go_over_until_the_builder_says_that_it_is_done(monkeypatc
             stdout: ChunkSink | None = None,
             on_line: LineSink | None = None,
         ) -> Result:
-            assert stdout is not None and stdin is not None and on_line is None
+            assert stdout is not None and stdin is not None and on_line is not None
             for piece in stdin:
                 taken.append(piece)
                 if len(taken) == 4:
@@ -156,7 +156,12 @@ def test_a_builder_that_is_not_fit_counts_as_one_that_is_not_reached() -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: Builder(b"code 124\nend\n"), lambda: Builder(b"", error=CommandTimeout("the push ran past"))]
+    "make",
+    [
+        lambda: Builder(b"code 124\nend\n"),
+        lambda: Builder(b"code 137\nend\n"),  # it did not heed TERM
+        lambda: Builder(b"", error=CommandTimeout("the push ran past")),
+    ],
 )
 def test_a_push_that_takes_too_long_is_told_as_that(make: Callable[[], Builder]) -> None:
     with pytest.raises(PushFailed, match="did not end within 0 s"):
@@ -165,3 +170,44 @@ def test_a_push_that_takes_too_long_is_told_as_that(make: Callable[[], Builder])
 
 def test_a_digest_that_is_none_is_not_believed() -> None:
     assert push(Builder(b"shape copyTo\ndigest ../../etc\ncode 0\nend\n")).digest is None
+
+
+class Talkative(Builder):
+    """Says something for ever, until its reader has had enough."""
+
+    def stream(
+        self,
+        command: Command,
+        *,
+        stdin: Iterable[bytes] | None = None,
+        stdout: ChunkSink | None = None,
+        on_line: LineSink | None = None,
+    ) -> Result:
+        assert command.name == "the push" and stdin is not None and stdout is not None and on_line is not None
+        for _ in range(10_000):
+            on_line("x" * 40_000)
+        raise AssertionError("nobody stopped it")
+
+
+def test_a_program_that_never_stops_talking_is_stopped_and_not_shown_for_ever() -> None:
+    """Proves: of some hundred MiB only the first is passed on, and the program does not get to its end."""
+    lines: list[str] = []
+    with pytest.raises(PushFailed, match="said more than 64 MiB"):
+        push_system(Talkative(b""), BUILT, DESTINATION, RegistryAccess(None), timeout=60.0, on_line=lines.append)
+    assert sum(map(len, lines)) < 1 << 20
+    assert lines[0] == "x" * 40_000 and "not shown" in lines[-1]
+
+
+def test_what_the_program_prints_stands_in_no_error_as_it_is() -> None:
+    """Proves: an error of a push is clean before it leaves: also for who calls the library."""
+    builder = Builder(b"shape copyTo\ncode 1\nend\n", stderr=b"the login is hunter2\n")
+    with pytest.raises(PushFailed) as caught:
+        push_system(
+            builder,
+            BUILT,
+            DESTINATION,
+            RegistryAccess(None),
+            timeout=60.0,
+            clean=lambda text: text.replace("hunter2", "***"),
+        )
+    assert caught.value.detail == "the login is ***"

@@ -17,8 +17,8 @@ from nixops.build.evaluate import FlakeFacts
 from nixops.build.model import BuiltSystem, Evaluated, ImageSpec, PushedSystem, Shape, Tried
 from nixops.build.provenance import statement
 from nixops.build.publish import staging_reference
-from nixops.build.record import SystemImage, record_document, records, stamp, who_built, write_record
-from nixops.errors import HostFault
+from nixops.build.record import SystemImage, record_document, records, reserved, stamp, who_built, write_record
+from nixops.errors import HostFault, PushFailed
 from nixops.registry.manifest import OCI_INDEX, OCI_MANIFEST, Manifest
 from nixops.values import AttrPath, FlakeRef, HostName, ImageReference, StorePath, System
 
@@ -72,6 +72,34 @@ def test_a_full_disk_leaves_no_half_record_and_is_told_in_a_line(
     with pytest.raises(HostFault, match="No space left on device"):
         write_record(tmp_path, document([image("x86_64-linux", 1)]))
     assert list((tmp_path / "images").iterdir()) == []
+
+
+def test_there_is_room_for_a_record_before_anything_is_done_that_it_is_to_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Proves: a disk without room is told before the block begins, and nothing of it stays."""
+
+    def full(_descriptor: int, _data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "_fill", full)
+    with pytest.raises(HostFault, match="No space left on device") as caught, reserved(tmp_path):
+        pytest.fail("the tag would have moved")
+    assert "the tag is where it was" in str(caught.value)
+    assert list((tmp_path / "images").iterdir()) == []
+
+
+def test_a_block_that_fails_leaves_no_record_and_a_killed_ones_room_is_given_back(tmp_path: Path) -> None:
+    with pytest.raises(PushFailed), reserved(tmp_path):
+        raise PushFailed("the registry said no")
+    assert list((tmp_path / "images").iterdir()) == []
+    killed = tmp_path / "images" / ".20200101T000000Z-0a1b2c3d"
+    young = tmp_path / "images" / ".20200101T000000Z-00000000"
+    for file in (killed, young):
+        file.write_text("\n")
+    os.utime(killed, (1, 1))
+    path = write_record(tmp_path, document([image("x86_64-linux", 1)]))
+    assert {p.name for p in path.parent.iterdir()} == {path.name, young.name}
 
 
 def test_only_so_many_records_are_kept_the_newest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

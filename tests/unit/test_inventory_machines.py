@@ -108,9 +108,24 @@ def test_several_lines_of_one_host_have_names_of_their_own() -> None:
     assert names == ["b-example-org", "b-example-org-2", "192-0-2-1", "2001-db8--2".replace("--", "-")]
 
 
+def test_lines_whose_names_differ_in_case_alone_have_names_of_their_own() -> None:
+    """ssh takes no notice of case where it looks up a host's key: each would be let pass for the other."""
+    names = [b.name for b in parse("Build; build; BUILD-2")]
+    assert [str(name) for name in names] == ["Build", "build-2", "BUILD-2-2"]
+
+
+def test_a_password_in_a_uri_is_not_repeated() -> None:
+    with pytest.raises(InventoryError) as caught:
+        parse("ssh-ng://nix:correct-horse@battery@b.example.org")
+    assert "is no store that is reached by SSH" in str(caught.value)
+    assert "correct-horse" not in str(caught.value) and "battery" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("text", "line", "column", "says"),
     [
+        ("b - ~no-such-user-here/key", 1, 5, "names the home of a user that is not there"),
+        ("b?ssh-key=~no-such-user-here/key", 1, 1, "names the home of a user that is not there"),
         ("b1\n  https://cache.example.org", 2, 3, "is no store that is reached by SSH"),
         ("daemon", 1, 1, "is no store that is reached by SSH"),
         ("/nix/store", 1, 1, "is no store that is reached by SSH"),

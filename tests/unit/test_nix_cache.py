@@ -168,6 +168,54 @@ def test_an_answer_that_drips_is_given_up(keys: list[PublicKey]) -> None:
         server.server_close()
 
 
+@pytest.mark.parametrize("status", [b"200 OK", b"302 Go"])
+def test_an_answer_that_comes_byte_by_byte_is_given_up_at_its_time(keys: list[PublicKey], status: bytes) -> None:
+    """Each byte comes in time; no answer, nor the body of a redirect, holds us longer than its own time."""
+    head = b"HTTP/1.1 %s\r\nLocation: /elsewhere\r\nContent-Length: 999\r\n\r\n" % status
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip(connection: socket.socket) -> None:
+            with connection:
+                try:
+                    connection.recv(4096)
+                    connection.sendall(head)
+                    for _ in range(150):
+                        connection.sendall(b"x")
+                        time.sleep(0.1)
+                except OSError:
+                    return
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                threading.Thread(target=drip, args=(connection,), daemon=True).start()
+
+        threading.Thread(target=serve, daemon=True).start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with BinaryCacheClient(url, keys, timeout=0.5, sleep=lambda _: None) as asking:
+            begin = time.monotonic()
+            asked = asking.ask(path(1))
+            assert time.monotonic() - begin < 5
+    redirected = "it redirects in a circle"
+    assert asked.detail == (redirected if b"302" in status else "no complete answer within 0.5 s")
+
+
+def test_no_login_of_the_operators_goes_to_a_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: list[PublicKey]
+) -> None:
+    """Hosts have none of it: what it opens is not served to them. And over HTTP everybody on the way would read it."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login operator password correct-horse-battery\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    got: list[bytes] = []
+    with raw_server([b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n"], got) as url, client(url, keys) as asking:
+        assert asking.ask(path(1)).detail == "HTTP 401"
+    assert got and b"Authorization" not in got[0], got
+
+
 def test_an_interrupt_ends_the_asking(pair: CacheKeyPair, keys: list[PublicKey]) -> None:
     switch = Cancellation()
     switch.cancel()
@@ -257,8 +305,11 @@ def _ok(body: bytes) -> bytes:
 
 
 @contextmanager
-def raw_server(answers: list[bytes]) -> Iterator[str]:
-    """Answers one request on each connection with the next of ``answers``, as it stands, and closes."""
+def raw_server(answers: list[bytes], got: list[bytes] | None = None) -> Iterator[str]:
+    """Answers one request on each connection with the next of ``answers``, as it stands, and closes.
+
+    :param got: gets each request.
+    """
     left = list(answers)
     listening = socket.create_server(("127.0.0.1", 0))
 
@@ -270,7 +321,9 @@ def raw_server(answers: list[bytes]) -> Iterator[str]:
                 return
             with connection:
                 try:
-                    connection.recv(65536)
+                    request = connection.recv(65536)
+                    if got is not None:
+                        got.append(request)
                     connection.sendall(left.pop(0))
                 except OSError:
                     continue

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from nixops.errors import Interrupted, RegistryError, UsageError
 from nixops.inventory.building import Registry
@@ -291,6 +292,26 @@ def test_an_answer_that_redirects_a_push_is_an_error_that_names_the_place(
     error = error_of(client.put_manifest, "team/app", "1", image_of(registry.add_blob(b"c")), OCI_MANIFEST)
     assert "https://registry.example.org/v2/x" in error.message
     assert "hidden-signature" not in str(error)
+
+
+def test_an_address_that_cannot_be_asked_is_not_quoted_whole(
+    registry: FakeRegistry, client: RegistryClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some versions of urllib3 repeat it in their words, and a pre-signed address is as good as a password."""
+    place = f"http://a b.example.org/upload?X-Signature={PASSWORD}"
+
+    real = requests.models.PreparedRequest.prepare_url
+
+    def prepare(self: requests.PreparedRequest, url: str, params: Any) -> None:
+        if "X-Signature" in url:
+            raise requests.exceptions.InvalidURL(f"Failed to parse: {url}")
+        real(self, url, params)
+
+    monkeypatch.setattr(requests.models.PreparedRequest, "prepare_url", prepare)
+    registry.faults.append(Fault("POST", "uploads", status=202, headers={"Location": place}))
+    error = error_of(client.put_blob, "team/app", b"content")
+    assert "http://a b.example.org/upload could not be sent" in error.message
+    assert PASSWORD not in str(error)
 
 
 def test_an_upload_to_another_host_has_no_login(registry: FakeRegistry) -> None:
