@@ -112,11 +112,12 @@ class Demo:
         """A generation whose unit fails: the host is back on the old one, and its boot default never moved."""
         setting = self.setting
         before = (setting.running(), setting.profile(), setting.boot_default())
+        print("   the host's configuration gets `lab.failingUnit = true;`, a unit that fails", flush=True)
         setting.repo.configure(setting.host.name, "lab.failingUnit = true;")
-        words = ("✓", "✗", "roll", "is back")
+        words = ("✓", "✗", "rolling", "rolled", "is back")
         done = self.run("deploy-runner", "--yes", code=4, show=lambda line: any(word in line for word in words))
         print(f"   exit code {done.code}: rolled back, and seen on the host to be")
-        expect("is back on the old generation" in done.err, "it does not say that the host is back")
+        expect("is back on the old generation" in done.out, "it does not say that the host is back")
         after = (setting.running(), setting.profile(), setting.boot_default())
         expect(before == after, f"the host is not as it was: {before} != {after}")
         self.run("verify-runner", code=0, show=lambda line: "unit-active" in line or "registered" in line)
@@ -155,7 +156,7 @@ class Demo:
 
         done = setting.invoke("build-image", *flags, "--format", "text", on_line=follow)
         expect(done.code == 0, f"it ended with {done.code}: {done!r}")
-        expect(len(off) == 1 and f"{off[0]} is left out" in done.err, "no builder was lost: nothing was shown")
+        expect(len(off) == 1 and f"{off[0]} is left out" in done.out, "no builder was lost: nothing was shown")
         other = next(name for name in BUILDERS if name not in off)
         expect(other in done.out, "it was not built on the other builder")
 
@@ -204,12 +205,13 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="nixops-demo-"))
     times: list[tuple[str, float]] = []
     try:
-        print("\n━━ Booting a lab: nix-cache02, two builders, OpenBao, Forgejo 15, a registry (first, its root tree)")
+        print("\n━━ Booting a lab: nix-cache02, two builders, OpenBao, Forgejo 15, a registry")
         hosts = [HostSpec(name) for name in ("nix-cache02", *BUILDERS)]
         with Setting(directory, name="demo", hosts=hosts, images=True, say=_say) as setting:
             demo = Demo(setting, times)
             times.append(("the lab", time.monotonic() - begin))
             print(f"   up ({times[-1][1]:.1f} s)")
+            print("   (below, lines that repeat or say little are left out of what the commands print)")
             with demo.step("1. The plan: what would be done, and nothing is"):
                 demo.plan()
             with demo.step("2. The deploy: register, keep, render, build, copy, activate, check, commit"):

@@ -204,14 +204,15 @@ class Setting:
         *args: str,
         environ: dict[str, str] | None = None,
         timeout: float = 300.0,
-        on_line: Callable[[str], None] = lambda _: None,
+        on_line: Callable[[str], None] | None = None,
     ) -> Invoked:
         """Run a task to its end.
 
-        :param on_line: gets each line of either stream as it comes, from two threads.
+        :param on_line: gets each line as it comes, in the order a terminal would show them. The two streams are one
+            then: all of it is in the result's ``out``.
         """
-        process = start_task(self.command(*args), {**self.environ, **(environ or {})})
-        return end_of_task(process, timeout, on_line)
+        process = start_task(self.command(*args), {**self.environ, **(environ or {})}, together=on_line is not None)
+        return end_of_task(process, timeout, on_line or (lambda _: None))
 
     def start(self, *args: str, environ: dict[str, str] | None = None) -> subprocess.Popen[str]:
         """Start a task and leave it running, to kill it or to cut its network. It takes Ctrl-C as at a terminal."""
@@ -288,15 +289,18 @@ class Invoked:
         return f"exit {self.code}\n-- stdout\n{self.out}\n-- stderr\n{self.err}"
 
 
-def start_task(argv: Sequence[str], environ: Mapping[str, str]) -> subprocess.Popen[str]:
-    """Start a task's command line at the top of the project, and leave it running."""
+def start_task(argv: Sequence[str], environ: Mapping[str, str], *, together: bool = False) -> subprocess.Popen[str]:
+    """Start a task's command line at the top of the project, and leave it running.
+
+    :param together: what goes to stderr goes to stdout, too.
+    """
     return subprocess.Popen(
         argv,
         cwd=TOP,
         env=environ,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.STDOUT if together else subprocess.PIPE,
         text=True,
     )
 
@@ -312,7 +316,7 @@ def end_of_task(
 ) -> Invoked:
     """How a started task ends, once it and all that share its output have; it is killed after ``timeout`` seconds.
 
-    :param on_line: gets each line of either stream as it comes, from two threads.
+    :param on_line: gets each line as it comes, of two streams from two threads.
     """
     deadline = time.monotonic() + timeout
     texts: dict[str, list[str]] = {"out": [], "err": []}
@@ -322,10 +326,10 @@ def end_of_task(
             lines.append(line)
             on_line(line.rstrip("\n"))
 
-    assert process.stdout is not None and process.stderr is not None
     readers = [
-        threading.Thread(target=follow, args=(process.stdout, texts["out"]), daemon=True),
-        threading.Thread(target=follow, args=(process.stderr, texts["err"]), daemon=True),
+        threading.Thread(target=follow, args=(stream, texts[name]), daemon=True)
+        for name, stream in (("out", process.stdout), ("err", process.stderr))
+        if stream is not None
     ]
     for reader in readers:
         reader.start()
