@@ -32,12 +32,16 @@ def state_directory(environ: Mapping[str, str]) -> Path:
 
 
 def private_directory(path: Path) -> Path:
-    """``path``, made with mode 0700 where it is not there.
+    """``path``, made with mode 0700 where it is not there, and so are those above it, whatever the umask is.
 
     :raises HostFault: it cannot be made.
     """
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Told to make the parents too, mkdir gives them what the umask leaves, which may be everybody's.
+        for each in (*reversed(path.parents), path):
+            if not each.exists():
+                each.mkdir(mode=0o700, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise HostFault(
             f"the directory {path} cannot be made: {error.strerror}", hint="set XDG_STATE_HOME to one that can"

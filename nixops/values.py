@@ -133,14 +133,26 @@ class FlakeRef(_Checked):
     """Where a flake is: a path, or a reference such as ``github:owner/repo/branch`` (``nix flake --help``).
 
     A narrower grammar than Nix's: no white space, no quotes, no ``$``, no leading dash, no ``#``, since the
-    attribute is a value of its own, and no password in a URL, since the reference is shown and recorded.
+    attribute is a value of its own, and no login in a URL, since the reference is shown, recorded, and an argument of
+    nix that every user of this machine can read.
     """
 
     __slots__ = ()
-    pattern = re.compile(
-        r"(?=.{1,1024}$)(?!.*://[^/?]*:[^/?]*@)[A-Za-z0-9_./~][A-Za-z0-9_./~:%@+,=-]*(\?[A-Za-z0-9_./~:&=%@+,-]*)?"
-    )
+    pattern = re.compile(r"(?=.{1,1024}$)[A-Za-z0-9_./~][A-Za-z0-9_./~:%@+,=-]*(\?[A-Za-z0-9_./~:&=%@+,-]*)?")
     what = "a flake reference (a path or a URL such as github:owner/repo, without the #attribute)"
+    # A user alone is a login before https (a token), and none before ssh (git).
+    _login = re.compile(
+        r"https?://[^/?#]*@|://[^/?#@:]*:[^/?#]*@|[?&][A-Za-z_-]*(token|password|passwd|secret|api_?key)=",
+        re.IGNORECASE,
+    )
+
+    def __new__(cls, value: str) -> Self:
+        if cls._login.search(value):
+            raise ValueError(
+                "a flake reference with a login in it is not taken, as it is shown and recorded: "
+                "let nix have it from access-tokens or netrc-file of nix.conf"
+            )
+        return super().__new__(cls, value)
 
     @property
     def is_path(self) -> bool:

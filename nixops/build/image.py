@@ -13,18 +13,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from nixops.build.evaluate import FlakeFacts, evaluate_image, flake_facts
 from nixops.build.failover import no_builder, with_failover
+from nixops.build.gravest import unwrapped
 from nixops.build.holding import held_by, inputs_of
 from nixops.build.later import Later
 from nixops.build.model import BuiltSystem, Evaluated, ImageSpec, PoolBuilder, Probe, PushedSystem, Tried
 from nixops.build.onbuilder import build_on, push_from
 from nixops.build.record import SystemImage, record_document, reserved
-from nixops.errors import BuildFailed, ConnectionLost, ExitCode, NixopsError
+from nixops.errors import BuildFailed, ConnectionLost
 from nixops.transport.exec import Cancellation, Deadline, cancellable, current_cancellation
-from nixops.transport.fleet import Outcome, fan_out
+from nixops.transport.fleet import fan_out
 from nixops.values import HostName, ImageReference, StorePath, System
 
 if TYPE_CHECKING:  # requests is only loaded where something is pushed
@@ -178,11 +179,11 @@ class _Run:
         self._there: Later[Manifest | None] | None = (
             self._begin(lambda: self._current(destination)) if destination is not None else None
         )
-        known = _unwrapped(fan_out(spec.systems, self._evaluate, limit=len(spec.systems)))
+        known = unwrapped(fan_out(spec.systems, self._evaluate, limit=len(spec.systems)))
         waiting = [one for one in known if one.pushed is None]
         self._told: set[HostName] = set()
-        _unwrapped(fan_out(waiting, self._somebody, limit=max(1, len(waiting))))
-        made = {i.system: i for i in _unwrapped(fan_out(waiting, self._make, limit=max(1, len(waiting))))}
+        unwrapped(fan_out(waiting, self._somebody, limit=max(1, len(waiting))))
+        made = {i.system: i for i in unwrapped(fan_out(waiting, self._make, limit=max(1, len(waiting))))}
         for one in known:
             if one.pushed is not None:
                 out = one.evaluated.out
@@ -388,29 +389,3 @@ class _Run:
 def _chosen(probe: Probe, held: Mapping[HostName, float]) -> str:
     share = held.get(probe.builder.name)
     return f"on {probe.builder.name}" + (f" ({share:.0%} of what it needs is there already)" if share else "")
-
-
-_SEVERITY: Final = (ExitCode.INTERRUPTED, ExitCode.USAGE, ExitCode.FAILED, ExitCode.UNREACHABLE)
-
-
-T = TypeVar("T")
-R = TypeVar("R")
-
-
-def _unwrapped(outcomes: Sequence[Outcome[T, R]]) -> list[R]:
-    """The values; or the gravest of the errors, with the others in its detail."""
-    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
-    if not errors:
-        return [outcome.unwrap() for outcome in outcomes]
-    defects = [error for error in errors if not isinstance(error, NixopsError)]
-    if defects:
-        raise defects[0]
-    ours = sorted(
-        (error for error in errors if isinstance(error, NixopsError)),
-        key=lambda error: _SEVERITY.index(error.exit_code) if error.exit_code in _SEVERITY else len(_SEVERITY),
-    )
-    gravest, *others = ours
-    if others:
-        also = [f"also: {error}" for error in others if str(error) != str(gravest)]
-        gravest.detail = "\n".join([gravest.detail or "", *also]).strip() or None
-    raise gravest

@@ -114,7 +114,9 @@ def _join(found: dict[HostName, PoolBuilder], more: Iterable[PoolBuilder], loade
 
 def _free_name(name: HostName, taken: Collection[HostName]) -> HostName:
     number, free = 1, name
-    while free in taken:
+    # ssh takes no notice of case where it looks for a host's key.
+    folded = {other.lower() for other in taken}
+    while free.lower() in folded:
         number += 1
         free = HostName(f"{name[: 62 - len(str(number))]}-{number}")
     return free

@@ -45,6 +45,7 @@ _UNFIT: Final = {
     "memory": "has no tmpfs with room that its login may write to, and a registry's login belongs on no disk",
     "skopeo": "has no skopeo on its login's PATH, which pushes an image that has no copyTo of its own",
     "gone": "does not have the image any more",
+    "printf": "has a shell without a printf of its own, to which a registry's login cannot be told",
 }
 
 

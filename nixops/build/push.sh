@@ -80,7 +80,8 @@ for place in "${XDG_RUNTIME_DIR:-}" "/run/user/$(id -u)" /run /dev/shm; do
   done
   if private=$(mktemp -d "$place/nixops-push.XXXXXXXXXX"); then
     # A login cut short would be taken for a wrong one: there must be room for all that goes there.
-    if echo $$ >"$private/pid" && head -c 262144 /dev/zero >"$private/room"; then
+    # Whole at once: without its number a directory is taken for what a killed push left.
+    if echo $$ >"$private/pid.new" && mv "$private/pid.new" "$private/pid" && head -c 262144 /dev/zero >"$private/room"; then
       break
     fi
     rm -rf "$private"
@@ -104,6 +105,10 @@ trap 'exit 1' HUP INT TERM PIPE
 rm -f "$private/room"
 
 # Both are built into the shell: neither value is ever an argument of a process, or in an environment.
+case $(command -v printf) in /*)
+  say "the shell of this login has no printf of its own: the registry's login would be an argument of a process"
+  finish refused printf ;;
+esac
 IFS= read -r login || finish refused silence
 IFS= read -r authority || finish refused silence
 printf '%s\n' "$login" >"$private/auth.json" || finish refused memory

@@ -28,6 +28,7 @@ from nixops.state import state_directory
 from nixops.transport.local import LocalRunner
 from nixops.transport.mux import SshPool
 from nixops.values import RegistryName
+from nixops.vault.files import expanded
 from nixops.vault.refs import resolve_ref, secret_variables
 from nixops.vault.store import builders_key
 
@@ -223,7 +224,7 @@ class BuildSession:
         ca_file = self.registry_settings(name).ca_file
         if ca_file is None:
             return b""
-        path = self.loaded.base / Path(ca_file).expanduser()
+        path = expanded(self.loaded.base, ca_file)
         try:
             return path.read_bytes()
         except OSError as error:

@@ -11,7 +11,7 @@ from typing import Self
 
 from nixops.errors import HostFault, SecretUnavailable, printable
 from nixops.secret import Redactor, Secret
-from nixops.transport.scratch import Scratch
+from nixops.transport.scratch import Scratch, nobody_elses
 
 # How long the agent, and ssh-add, may take, seconds.
 _PATIENCE = 10.0
@@ -33,7 +33,7 @@ def private_parent(*, executable: bool = False) -> Path | None:
     for candidate in (os.environ.get("XDG_RUNTIME_DIR", ""), f"/run/user/{os.geteuid()}", "/dev/shm", "/tmp"):
         path = Path(candidate)
         plain = candidate.startswith("/") and len(candidate) <= _LONGEST and not set(candidate) & set(" \t\n\"'\\%$~#")
-        if plain and path.is_dir() and os.access(path, os.W_OK | os.X_OK):
+        if plain and nobody_elses(path) and os.access(path, os.W_OK | os.X_OK):
             found.append(path.resolve())
     runs = [path for path in found if not os.statvfs(path).f_flag & os.ST_NOEXEC]
     return next(iter([*(runs if executable else ()), *found]), None)

@@ -18,6 +18,8 @@ TICK = 0.2
 # How long a stopped program has between TERM and KILL, seconds. Nix needs some of it to stop its builders.
 GRACE = 5.0
 CHUNK = 256 * 1024
+# A longer line is handed over in parts.
+_LONGEST_LINE = 1024 * 1024
 
 ChunkSink = Callable[[bytes], None]
 
@@ -116,6 +118,8 @@ class Lines:
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in lines:
             self._sink(line.rstrip(b"\r").decode(errors="replace"))
+        if len(self._rest) > _LONGEST_LINE:
+            self.close()  # a line without end would be copied with every piece of it
 
     def close(self) -> None:
         """Hand over a last line that had no end."""

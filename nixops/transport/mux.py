@@ -143,10 +143,10 @@ class SshPool:
 
     def nix_env(self) -> dict[str, str]:
         """Environment for a ``nix`` that shall use these connections, or where there is none make its own by the same
-        keys and pins.
+        keys and pins. An agent of ours stands in the configuration: nix's other uses of ssh, such as a flake's inputs,
+        keep the operator's.
         """
-        agent = {"SSH_AUTH_SOCK": str(self._agent.socket)} if self._agent is not None else {}
-        return {**self.files.nix_env(), **agent}
+        return self.files.nix_env()
 
     @property
     def files(self) -> OpenSshFiles:

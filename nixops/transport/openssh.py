@@ -101,7 +101,7 @@ class OpenSshFiles:
             raise HostFault(
                 f"{self.directory} is too long a path for ssh's sockets", hint="set XDG_RUNTIME_DIR to a shorter one"
             )
-        known = "".join(f"{t.name} {key}\n" for t in self._targets.values() for key in t.pinned())
+        known = "".join(f"{self._alias(t.name)} {key}\n" for t in self._targets.values() for key in t.pinned())
         self.known_hosts.write_text(known)
         for target in self._targets.values():
             if self._agent is None:
@@ -134,7 +134,7 @@ class OpenSshFiles:
 
     @property
     def known_hosts(self) -> Path:
-        """The pinned keys under the hosts' names in the inventory."""
+        """The pinned keys under the hosts' names in the inventory, numbered where those differ in case alone."""
         return self.directory / "known_hosts"
 
     def control(self, name: HostName) -> Path:
@@ -164,6 +164,13 @@ class OpenSshFiles:
         program.write_text(_NIX_SSH.format(ssh=shlex.quote(ssh)))
         program.chmod(0o700)
 
+    def _alias(self, name: HostName) -> str:
+        """The name that a host's keys are known by. ssh takes no notice of case there: of two hosts whose names differ
+        in nothing else, each would be let pass with the other's key.
+        """
+        twins = [other for other in self._targets if other.lower() == name.lower()]
+        return str(name) if len(twins) == 1 else f"{name}.{self._numbers[name]}"
+
     def _block(self, target: SshTarget) -> str:
         lines = [
             f"Host {target.name}",
@@ -171,7 +178,7 @@ class OpenSshFiles:
             f"    HostName {target.address.replace('%', '%%')}",
             f"    Port {target.port}",
             f"    User {target.user}",
-            f"    HostKeyAlias {target.name}",
+            f"    HostKeyAlias {self._alias(target.name)}",
             f"    UserKnownHostsFile {self.known_hosts}",
             f"    ConnectTimeout {math.ceil(target.connect_timeout)}",
             f"    ServerAliveInterval {max(1, round(target.keepalive))}",

@@ -10,6 +10,7 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 import tempfile
 import weakref
 from collections.abc import Iterator
@@ -61,11 +62,28 @@ def scratch(prefix: str) -> Iterator[Path]:
 def _parent(*, runtime: bool) -> Path:
     candidates = (os.environ.get("XDG_RUNTIME_DIR", "") if runtime else "", tempfile.gettempdir(), "/tmp")
     for candidate in candidates:
-        if candidate and Path(candidate).is_dir() and os.access(candidate, os.W_OK) and _PLAIN.fullmatch(candidate):
+        if (
+            candidate
+            and nobody_elses(Path(candidate))
+            and os.access(candidate, os.W_OK)
+            and _PLAIN.fullmatch(candidate)
+        ):
             return Path(candidate).resolve()
     raise HostFault(
         "there is no temporary directory with a plain name", hint="set TMPDIR to a path without white space"
     )
+
+
+def nobody_elses(directory: Path) -> bool:
+    """Whether what we make in ``directory`` stays what we made: its owner, or anybody where it is not sticky, could put
+    another in its place. After ``su`` or ``sudo``, ``XDG_RUNTIME_DIR`` and ``TMPDIR`` may still be another user's.
+    """
+    try:
+        about = directory.stat()
+    except OSError:
+        return False
+    guarded = not about.st_mode & stat.S_IWOTH or about.st_mode & stat.S_ISVTX
+    return stat.S_ISDIR(about.st_mode) and about.st_uid in (0, os.geteuid()) and bool(guarded)
 
 
 def _made(parent: Path, prefix: str) -> tuple[Path, int]:

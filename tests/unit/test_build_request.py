@@ -10,6 +10,7 @@ from nixops.build.model import ImageSpec
 from nixops.build.request import ImageRequest, image_spec
 from nixops.errors import ExitCode, UsageError
 from nixops.inventory.load import Loaded, load
+from nixops.values import FlakeRef
 
 INVENTORY = """
 images:
@@ -177,4 +178,15 @@ def test_what_is_no_tag_in_a_registry_is_refused(loaded: Loaded, text: str) -> N
 
 
 def test_a_password_in_a_flake_reference_is_refused(loaded: Loaded) -> None:
-    refused(loaded, flake="git+https://me:hunter22@example.org/app", attr="a", systems="x86_64-linux")
+    for login in (
+        "git+https://me:hunter22@example.org/app",
+        "git+https://hunter22@example.org/app",
+        "git+ssh://git:hunter22@example.org/app",
+        "https://example.org/app.tar.gz?private_token=hunter22",
+        "github:owner/app?ref=x&access_token=hunter22",
+    ):
+        with pytest.raises(UsageError, match="a login in it is not taken") as caught:
+            image_spec(loaded, ImageRequest(flake=login, attr="a", systems="x86_64-linux"), Path("/"))
+        assert "hunter22" not in str(caught.value)
+    for plain in ("git+ssh://git@example.org/app", "git+https://example.org/app?ref=x&publicKey=abc&keytype=y"):
+        assert FlakeRef(plain) == plain

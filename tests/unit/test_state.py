@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pwd
 from pathlib import Path
 
@@ -26,6 +27,16 @@ def test_an_operator_without_any_home_is_told_what_to_set(monkeypatch: pytest.Mo
     with pytest.raises(UsageError, match="neither HOME nor a password entry") as caught:
         state_directory({"HOME": "relative"})
     assert "XDG_STATE_HOME" in str(caught.value.hint)
+
+
+def test_what_is_made_above_it_is_the_operators_alone_too(tmp_path: Path) -> None:
+    """With a umask of 0, anybody could put a claims directory of his own in the place of ours."""
+    before = os.umask(0)
+    try:
+        made = private_directory(tmp_path / "state" / "nixops" / "claims")
+    finally:
+        os.umask(before)
+    assert [each.stat().st_mode & 0o777 for each in (made, made.parent, made.parent.parent)] == [0o700] * 3
 
 
 def test_a_private_directory_is_the_operators_alone(tmp_path: Path) -> None:

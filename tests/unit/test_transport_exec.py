@@ -180,3 +180,14 @@ def test_a_fan_out_inside_a_cancelled_one_ends_too() -> None:
     threading.Timer(0.5, switch.cancel).start()
     with cancellable(switch), pytest.raises(Interrupted):
         fan_out([1], lambda _: LocalRunner().run(Command.of("sleep", "1000")))
+
+
+def test_a_line_without_an_end_is_handed_over_in_parts_and_costs_no_more_than_its_length() -> None:
+    seen: list[str] = []
+    lines = Lines(seen.append)
+    piece = b"x" * 65536
+    for _ in range(64):
+        lines.feed(piece)
+    lines.close()
+    assert sum(map(len, seen)) == 64 * 65536
+    assert 2 <= len(seen) <= 5

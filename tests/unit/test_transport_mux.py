@@ -5,6 +5,7 @@ What depends on OpenSSH's sshd, on real sudo and on nix is in tests/lab/test_mux
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
@@ -219,7 +220,10 @@ def test_a_key_of_the_vaults_goes_into_an_agent_and_no_other_is_tried(server: La
     secret = Secret((tmp_path / "identity").read_text())
     with SshPool([wrong], identity=secret) as pool:
         assert pool.runner(WEB).run(Command.of("echo", "hi")).out == "hi\n"
-        agent = Path(pool.nix_env()["SSH_AUTH_SOCK"])
+        assert "SSH_AUTH_SOCK" not in pool.nix_env()
+        named = re.search(r"IdentityAgent (\S+)", pool.files.config.read_text())
+        assert named is not None
+        agent = Path(named[1])
         assert agent.is_socket()
     assert not agent.exists()
     other = Secret((tmp_path / "wrong").read_text())

@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,19 @@ def test_hosts_at_one_address_keep_their_own_ports_and_keys() -> None:
     with OpenSshFiles([target("one", port=2201), target("two", port=2202)]) as files:
         assert [understood(files, name)["port"] for name in ("one", "two")] == ["2201", "2202"]
         assert [line.split()[0] for line in files.known_hosts.read_text().splitlines()] == ["one", "two"]
+
+
+def test_hosts_whose_names_differ_in_case_alone_do_not_pass_for_each_other() -> None:
+    """ssh looks up keys without regard to case, and a name in EC2 or in a machines file is nobody's to guard."""
+    other = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAqt16V6G0qKcT6D39YUHzI+3tuqFe2e4XYfp4KVZysp"
+    twins = [replace(target(), name=HostName("web")), replace(target(), name=HostName("WEB"), host_keys=(other,))]
+    with OpenSshFiles(twins) as files:
+        for twin in twins:
+            alias = understood(files, twin.name)["hostkeyalias"]
+            argv = ["ssh-keygen", "-F", alias, "-f", str(files.known_hosts)]
+            found = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines()
+            keys = [" ".join(line.split()[1:3]) for line in found if not line.startswith("#")]
+            assert keys == list(twin.host_keys)
 
 
 def test_a_host_that_is_not_of_the_inventory_has_no_key_to_be_known_by() -> None:

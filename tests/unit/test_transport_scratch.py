@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from nixops.errors import HostFault
+from nixops.transport.agent import private_parent
 from nixops.transport.scratch import Scratch, scratch
 
 HOLDER = """
@@ -69,6 +71,33 @@ def test_a_name_that_would_need_quoting_is_not_chosen(place: Path, monkeypatch: 
     made = Scratch("nixops-test-", runtime=True)
     assert " " not in str(made.path)
     made.remove()
+
+
+@pytest.mark.parametrize("kind", ["Scratch", "private_parent"])
+def test_a_place_where_others_can_put_something_in_its_stead_is_not_chosen(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As root after `su`, XDG_RUNTIME_DIR is still the user's: who could have root run an ssh of his own."""
+    place = Path(tempfile.mkdtemp(prefix="nixops-t-", dir="/tmp"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(place))
+    try:
+        for mode, fit in ((0o700, True), (0o777, False), (0o1777, True)):
+            place.chmod(mode)
+            assert _chosen(kind).is_relative_to(place) == fit, oct(mode)
+        place.chmod(0o700)
+        if os.geteuid() == 0:  # nobody else can give a directory away
+            os.chown(place, 65534, 65534)
+            assert not _chosen(kind).is_relative_to(place)
+    finally:
+        place.rmdir()
+
+
+def _chosen(kind: str) -> Path:
+    if kind == "private_parent":
+        return private_parent() or Path("/")
+    made = Scratch("nixops-choice-", runtime=True)
+    made.remove()
+    return made.path
 
 
 def test_a_place_that_takes_nothing_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
