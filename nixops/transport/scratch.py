@@ -89,8 +89,11 @@ def nobody_elses(directory: Path) -> bool:
 def _made(parent: Path, prefix: str) -> tuple[Path, int]:
     while True:
         path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        # Another process may have taken it for a left-over before it was locked.
+        # Another process may take it for a left-over before it is locked.
+        try:
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
         if _locked(lock) and path.is_dir():
             return path, lock
         os.close(lock)

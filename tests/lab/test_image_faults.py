@@ -68,12 +68,16 @@ def test_when_all_builders_are_dead_the_answer_comes_within_the_deadline_with_ea
     builders.hosts["second"].partition(True)
     try:
         began = time.monotonic()
+        # What the start, the inventory and the evaluation alone take, on a machine that may have much else to do.
+        assert imaging.invoke(*imaging.image("nothing-of-the-kind", "--systems", X86)).code == 2
+        alone = time.monotonic() - began
+        began = time.monotonic()
         done = imaging.invoke(*imaging.image("docker", "--systems", X86))
         took = time.monotonic() - began
     finally:
         builders.hosts["second"].partition(False)
     assert done.code == 3, done
-    assert took < 5.0 + 2.5, took
+    assert took < 5.0 + 1.0 + 2 * alone, (took, alone)
     reasons = {line.split(": ")[0]: line for line in done.err.splitlines() if line.split(": ")[0] in builders.hosts}
     assert "refused" in reasons["first"]
     assert "no answer within" in reasons["second"] or "no route" in reasons["second"], reasons

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,3 +108,24 @@ def test_a_place_that_takes_nothing_is_told(place: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(tempfile, "mkdtemp", full)
     with pytest.raises(HostFault, match="No space left"):
         Scratch("nixops-test-")
+
+
+def test_a_directory_that_another_process_sweeps_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    real = tempfile.mkdtemp
+    swept: list[str] = []
+
+    def mkdtemp(*args: Any, **options: Any) -> str:
+        path: str = real(*args, **options)
+        if not swept:
+            swept.append(path)
+            Path(path).rmdir()
+        return path
+
+    monkeypatch.setattr(tempfile, "mkdtemp", mkdtemp)
+    made = Scratch("nixops-swept-")
+    assert made.path.is_dir() and str(made.path) not in swept
+    made.remove()
