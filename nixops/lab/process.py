@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,7 +21,7 @@ from nixops.errors import HostFault, UsageError
 _ATTEMPTS = 5
 
 
-class ServerProgram:
+class ServerProgram(ABC):
     """One server program with a directory and a log of its own; a context manager.
 
     A subclass says what is started, and how the program logs that it listens. Its log is asked and not its port: there
@@ -89,18 +90,20 @@ class ServerProgram:
     # -- what a subclass says ---------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        """Put into the directory what does not depend on the port."""
+        """Put into the directory what does not depend on the port; nothing, unless a server says so."""
+        return
 
+    @abstractmethod
     def _command(self) -> Sequence[str]:
         """What is started, to listen on :attr:`port`."""
-        raise NotImplementedError
 
     def _environment(self) -> Mapping[str, str]:
         """What its environment has besides ``HOME`` and ``PATH``."""
         return {}
 
     def _started(self) -> None:
-        """Called once, when it listens for the first time."""
+        """Called once, when it listens for the first time; nothing happens, unless a server says so."""
+        return
 
     # -- starting ---------------------------------------------------------------------------------------------
 
