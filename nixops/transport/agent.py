@@ -18,9 +18,9 @@ _PATIENCE = 10.0
 # Longer than this, and a socket below it has no room in the 107 bytes that a socket's path may have.
 _LONGEST = 60
 
-# The agent ends at the end of this program's stdin, which is our own end, however that comes, and the directory of its
-# socket ($0) goes with it. Should this program be killed, the agent notices within ten seconds by itself.
-_WATCH = 'echo "$SSH_AGENT_PID"; while read -r line; do :; done; kill "$SSH_AGENT_PID"; rm -rf -- "$0"'
+# The agent ends at the end of this program's stdin, which is our own end, however that comes. Should this program be
+# killed, the agent notices within ten seconds by itself.
+_WATCH = 'echo "$SSH_AGENT_PID"; while read -r line; do :; done; kill "$SSH_AGENT_PID"'
 
 
 def private_parent(*, executable: bool = False) -> Path | None:
@@ -98,7 +98,7 @@ class KeyAgent:
     def _start(self) -> None:
         try:
             self._process = subprocess.Popen(
-                ["ssh-agent", "-a", str(self.socket), "sh", "-c", _WATCH, str(self.socket.parent)],
+                ["ssh-agent", "-a", str(self.socket), "sh", "-c", _WATCH],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

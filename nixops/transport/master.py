@@ -19,6 +19,7 @@ from nixops.errors import HostFault, HostKeyChanged, LoginRefused, Unreachable, 
 from nixops.nix.log import ssh_fault
 from nixops.transport.agent import bare_environment
 from nixops.transport.exec import Deadline, raise_if_cancelled
+from nixops.transport.guard import Guard
 from nixops.transport.keeper import STOP_GRACE, keeper_line, new_token
 from nixops.transport.target import SshTarget
 
@@ -29,50 +30,6 @@ _NOISE = 64 * 1024
 
 # What ssh tells of its way, when asked to: no errors.
 _TOLD = re.compile(r"debug\d: |Authenticated to |OpenSSH_|Transferred: |Bytes per second: ")
-
-_GUARD = """\
-directory=$1 groups=' '
-while read -r verb group; do
-  case $verb in
-    add) groups="$groups$group " ;;
-    del) case $groups in *" $group "*) groups="${groups%%" $group "*} ${groups#*" $group "}" ;; esac ;;
-  esac
-done
-for group in $groups; do kill -s KILL -- "-$group"; done
-rm -rf -- "$directory"
-"""
-
-
-class Guard:
-    """A shell on this machine that kills process groups and removes ``directory`` when we are gone."""
-
-    def __init__(self, directory: Path) -> None:
-        self._lock = threading.Lock()
-        self._process = subprocess.Popen(
-            ["sh", "-c", _GUARD, "nixops-guard", str(directory)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=bare_environment(),
-            start_new_session=True,
-            bufsize=0,
-        )
-
-    def tell(self, verb: str, group: int) -> None:
-        """``add`` or ``del`` a process group."""
-        assert self._process.stdin is not None  # opened as a pipe above
-        with self._lock:
-            try:
-                self._process.stdin.write(f"{verb} {group}\n".encode())
-            except (BrokenPipeError, ValueError):
-                pass  # somebody killed it; what it guards ends by its own means, only later
-
-    def close(self) -> None:
-        """Let it do its work and end."""
-        assert self._process.stdin is not None  # opened as a pipe above
-        with self._lock:
-            self._process.stdin.close()
-        self._process.wait()
 
 
 class Master:
@@ -180,7 +137,7 @@ class Master:
             raise HostFault(
                 f"ssh cannot be run on this machine: {error.strerror}", hint="install the OpenSSH client"
             ) from None
-        self._guard.tell("add", process.pid)
+        self._guard.add(process.pid)
         assert process.stdin is not None  # opened as a pipe
         os.set_blocking(process.stdin.fileno(), False)
         return process
@@ -192,7 +149,7 @@ class Master:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._guard.tell("del", self._process.pid)
+        self._guard.release(self._process.pid)
         for left in (self._control, self._log):
             left.unlink(missing_ok=True)
 

@@ -22,7 +22,7 @@ from nixops.secret import Redactor, Secret
 from nixops.transport.agent import KeyAgent, private_parent
 from nixops.transport.command import Command, LineSink, Result
 from nixops.transport.exec import TICK, ChunkSink, Deadline, raise_if_cancelled
-from nixops.transport.master import Guard, Master
+from nixops.transport.master import Master
 from nixops.transport.muxsession import Session
 from nixops.transport.openssh import OpenSshFiles, require_identity, require_pinned
 from nixops.transport.target import SshTarget
@@ -77,8 +77,6 @@ class SshPool:
         self._runtime = runtime
         self._agent: KeyAgent | None = None
         self._files: OpenSshFiles | None = None
-        self._guard: Guard | None = None
-        self._starting = threading.Lock()
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -112,9 +110,6 @@ class SshPool:
                 master.close()
             for host in self._hosts.values():
                 host.master = None
-            if self._guard is not None:
-                self._guard.close()
-                self._guard = None
             self._files = None
 
     def connect(self, name: HostName, *, timeout: float) -> MuxRunner:
@@ -168,7 +163,7 @@ class SshPool:
                 if fault is not None:
                     raise fault
                 control = files.control(host.target.name)
-                host.master = Master.open(host.target, files.config, control, self._guarded(files), deadline)
+                host.master = Master.open(host.target, files.config, control, files.guard, deadline)
             return host.master
         finally:
             host.lock.release()
@@ -183,12 +178,6 @@ class SshPool:
         if name not in self._hosts:
             raise ValueError(f"{name} is none of the pool's hosts")
         return self._hosts[name]
-
-    def _guarded(self, files: OpenSshFiles) -> Guard:
-        with self._starting:
-            if self._guard is None:
-                self._guard = Guard(files.directory)
-            return self._guard
 
     def _fault(self, target: SshTarget) -> NixopsError | None:
         try:

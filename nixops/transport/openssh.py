@@ -16,11 +16,12 @@ from types import TracebackType
 from typing import Self
 
 from nixops.errors import HostFault, HostKeyUnknown, LoginRefused
+from nixops.transport.guard import Guard
 from nixops.transport.scratch import Scratch
 from nixops.transport.target import SshTarget
 from nixops.values import HostName
 
-# Of the private directory's name; what a killed run left with it is removed by the next.
+# Of the private directory's name; what a run left with it, whose guard was killed too, is removed by the next.
 PREFIX = "nixops-ssh-"
 
 # A socket's path has at most 103 bytes on some systems; the master's own name for it has 5 more at its end, and ssh
@@ -126,6 +127,13 @@ class OpenSshFiles:
         if self._scratch is None:
             raise RuntimeError("OpenSshFiles has its files only inside its with block")
         return self._scratch.path
+
+    @property
+    def guard(self) -> Guard:
+        """Kills the process groups that are added to it when the directory goes."""
+        if self._scratch is None:
+            raise RuntimeError("OpenSshFiles has its guard only inside its with block")
+        return self._scratch.guard
 
     @property
     def config(self) -> Path:

@@ -1,7 +1,8 @@
 """Temporary directories that other programs are told of by name, and that outlive no kill for long.
 
-A directory is locked as long as its process lives. One that nobody locks was left by a process that was killed, and
-goes when the next one is made.
+A guard, which is there before the directory is, removes it when its process is gone, killed or not. A directory is
+locked as long as its process lives: one that nobody locks was left where the guard was killed too, or the power went,
+and goes when the next one is made.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import secrets
 import shutil
 import stat
 import tempfile
@@ -18,17 +20,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nixops.errors import HostFault
+from nixops.transport.guard import Guard
 
 # What Nix and ssh take in a path without quoting.
 _PLAIN = re.compile(r"[A-Za-z0-9/._~+,=@:-]+")
+# How many hexadecimal digits stand at the end of a name.
+_RANDOM = 8
 
 
 class Scratch:
-    """A new directory of mode 0700, gone with :meth:`remove` or at the end of the interpreter.
+    """A new directory of mode 0700, gone with :meth:`remove` or at the end of this process, however that comes.
 
     :param prefix: of its name; left-overs with the same prefix are removed.
     :param runtime: prefer ``$XDG_RUNTIME_DIR``, for small files.
     :param parent: where to make it, instead.
+    :ivar guard: what it adds to it is killed when the directory goes.
     :raises HostFault: there is no place for it.
     """
 
@@ -38,11 +44,16 @@ class Scratch:
         parent = _parent(runtime=runtime) if parent is None else parent
         _sweep(parent, prefix)
         try:
-            self.path, lock = _made(parent, prefix)
+            self.guard = Guard()
         except OSError as error:
+            raise HostFault(f"sh cannot be run on this machine: {error.strerror}") from None
+        try:
+            self.path, lock = _made(parent, prefix, self.guard)
+        except OSError as error:
+            self.guard.close()
             raise HostFault(f"no directory can be made in {parent}: {error.strerror}", hint="set TMPDIR") from None
         # Also runs at the end of the interpreter, if an interrupt keeps the caller from it.
-        self._gone = weakref.finalize(self, _remove, self.path, lock)
+        self._gone = weakref.finalize(self, _remove, self.path, lock, self.guard)
 
     def remove(self) -> None:
         """Remove it with all that is in it. May be called twice."""
@@ -86,9 +97,16 @@ def nobody_elses(directory: Path) -> bool:
     return stat.S_ISDIR(about.st_mode) and about.st_uid in (0, os.geteuid()) and bool(guarded)
 
 
-def _made(parent: Path, prefix: str) -> tuple[Path, int]:
+def _made(parent: Path, prefix: str, guard: Guard) -> tuple[Path, int]:
     while True:
-        path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        path = parent / f"{prefix}{secrets.token_hex(_RANDOM // 2)}"
+        # Before it is there: a process that is killed in between leaves nothing either.
+        guard.remove_in_the_end(path)
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:
+            guard.remove_in_the_end(None)  # it is another's
+            continue
         # Another process may take it for a left-over before it is locked.
         try:
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -108,7 +126,7 @@ def _locked(descriptor: int) -> bool:
 
 
 def _sweep(parent: Path, prefix: str) -> None:
-    for path in parent.glob(f"{prefix}????????"):
+    for path in parent.glob(prefix + "?" * _RANDOM):
         try:
             found = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
@@ -121,6 +139,7 @@ def _sweep(parent: Path, prefix: str) -> None:
             os.close(found)
 
 
-def _remove(path: Path, lock: int) -> None:
+def _remove(path: Path, lock: int, guard: Guard) -> None:
     shutil.rmtree(path, ignore_errors=True)
     os.close(lock)
+    guard.close()

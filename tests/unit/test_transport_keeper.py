@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nixops.transport.command import Command
+from nixops.transport.guard import Guard
 from nixops.transport.keeper import Wrapped, keeper_line
-from nixops.transport.master import Guard
 
 SHELLS = [shell for shell in ("dash", "bash") if shutil.which(shell)]
 STUBBORN = ("sh", "-c", "trap '' TERM; while :; do sleep 0.1; done")
@@ -197,14 +197,24 @@ def test_a_command_through_sudo_has_no_password_to_give() -> None:
 
 def test_the_guard_kills_what_is_left_and_removes_the_directory(tmp_path: Path, start: Start) -> None:
     private = tmp_path / "private"
+    guard, left, released = Guard(), start("sleep", "60"), start("sleep", "60")
+    guard.remove_in_the_end(private)
     (private / "bin").mkdir(parents=True)
-    guard, left, released = Guard(private), start("sleep", "60"), start("sleep", "60")
-    guard.tell("add", left.pid)
-    guard.tell("add", released.pid)
-    guard.tell("del", released.pid)
+    guard.add(left.pid)
+    guard.add(released.pid)
+    guard.release(released.pid)
     assert private.is_dir()
     guard.close()
     assert left.wait(3) == -signal.SIGKILL
     assert released.poll() is None
     assert not private.exists()
-    guard.tell("add", released.pid)  # after its end: no error, no effect
+    guard.add(released.pid)  # after its end: no error, no effect
+    guard.close()
+
+
+def test_the_guard_leaves_a_directory_that_it_need_no_longer_remove(tmp_path: Path) -> None:
+    guard = Guard()
+    guard.remove_in_the_end(tmp_path)
+    guard.remove_in_the_end(None)
+    guard.close()
+    assert tmp_path.is_dir()

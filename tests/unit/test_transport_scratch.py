@@ -1,14 +1,16 @@
-"""Temporary directories: private, gone at the end, and swept when their process was killed."""
+"""Temporary directories: private, gone at the end, also of a process that is killed, or else swept by the next."""
 
 from __future__ import annotations
 
 import os
+import secrets
+import signal
 import stat
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,6 +25,19 @@ made = Scratch("nixops-test-")
 (made.path / "file").touch()
 print(made.path, flush=True)
 sys.stdin.readline()
+"""
+
+# Killed on the spot as soon as the directory is there.
+KILLED_AT_ONCE = """
+import os, pathlib, signal
+from nixops.transport.scratch import Scratch
+real = pathlib.Path.mkdir
+def mkdir(path, **options):
+    real(path, **options)
+    print(path, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+pathlib.Path.mkdir = mkdir
+Scratch("nixops-test-")
 """
 
 
@@ -40,6 +55,14 @@ def holder() -> tuple[subprocess.Popen[str], Path]:
     return process, Path(process.stdout.readline().strip())
 
 
+def emptied(place: Path) -> bool:
+    """Whether nothing is left there, in the ten seconds that a busy machine may take for it."""
+    deadline = time.monotonic() + 10
+    while list(place.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not list(place.iterdir())
+
+
 def test_it_is_private_and_gone_at_the_end(place: Path) -> None:
     with scratch("nixops-test-") as directory:
         assert directory.parent == place and stat.S_IMODE(directory.stat().st_mode) == 0o700
@@ -47,12 +70,29 @@ def test_it_is_private_and_gone_at_the_end(place: Path) -> None:
     assert list(place.iterdir()) == []
 
 
-def test_what_a_killed_process_left_goes_and_what_a_living_one_uses_stays(place: Path) -> None:
+def test_it_goes_with_a_process_that_is_killed(place: Path) -> None:
+    killed, left = holder()
+    assert (left / "file").exists()
+    killed.kill()
+    killed.communicate()
+    assert emptied(place)
+
+
+def test_it_goes_with_a_process_that_is_killed_while_it_makes_it(place: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED_AT_ONCE], stdout=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL and Path(done.stdout.strip()).parent == place
+    assert emptied(place)
+
+
+def test_what_the_killed_left_goes_and_what_a_living_one_uses_stays(place: Path) -> None:
     killed, left = holder()
     living, used = holder()
     other = place / "nixops-test-of-somebody"
     other.mkdir()
     try:
+        children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
+        assert len(children) == 1
+        os.kill(int(children[0]), signal.SIGKILL)  # the guard: nobody is left to clear up
         killed.kill()
         killed.communicate()
         assert (left / "file").exists()
@@ -102,30 +142,38 @@ def _chosen(kind: str) -> Path:
 
 
 def test_a_place_that_takes_nothing_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(**_: object) -> str:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    monkeypatch.setattr(Path, "mkdir", full)
     with pytest.raises(HostFault, match="No space left"):
         Scratch("nixops-test-")
 
 
 def test_a_directory_that_another_process_sweeps_before_it_is_locked_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    real = tempfile.mkdtemp
-    swept: list[str] = []
+    real = Path.mkdir
+    swept: list[Path] = []
 
-    def mkdtemp(*args: Any, **options: Any) -> str:
-        path: str = real(*args, **options)
+    def mkdir(path: Path, mode: int = 0o777) -> None:
+        real(path, mode)
         if not swept:
             swept.append(path)
-            Path(path).rmdir()
-        return path
+            path.rmdir()
 
-    monkeypatch.setattr(tempfile, "mkdtemp", mkdtemp)
+    monkeypatch.setattr(Path, "mkdir", mkdir)
     made = Scratch("nixops-swept-")
-    assert made.path.is_dir() and str(made.path) not in swept
+    assert made.path.is_dir() and made.path not in swept
     made.remove()
+
+
+def test_a_directory_of_another_with_the_same_name_is_left_alone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = iter(("00000000", "00000000", "11111111"))
+    monkeypatch.setattr(secrets, "token_hex", lambda _: next(names))
+    first = Scratch("nixops-test-")
+    second = Scratch("nixops-test-")
+    assert first.path.is_dir() and second.path.name == "nixops-test-11111111"
+    second.remove()
+    assert set(place.iterdir()) == {first.path}
+    first.remove()
