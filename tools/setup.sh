@@ -5,6 +5,11 @@
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 venv=$top/.venv
 
+# What Python compiles is kept beside the packages, and out of the work tree, whatever the machine says of it: a run
+# starts hundreds of interpreters, and each test worker would rewrite every test's assertions again.
+unset PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX=$venv/pycache
+
 trap 'say interrupted; exit 130' INT
 
 say() { printf '%s\n' "$*"; }

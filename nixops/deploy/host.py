@@ -22,7 +22,7 @@ echo "running=$(readlink -f /run/current-system)"
 echo "booted=$(readlink -f /run/booted-system)"
 echo "profile=$(readlink -f /nix/var/nix/profiles/system)"
 echo "generation=$(readlink /nix/var/nix/profiles/system)"
-echo "boot_id=$(cat /proc/sys/kernel/random/boot_id)"
+read -r boot_id </proc/sys/kernel/random/boot_id && echo "boot_id=$boot_id"
 echo "tools=$tools"
 echo "revision=$(/run/current-system/sw/bin/nixos-version --configuration-revision 2>/dev/null | head -c 200)"
 for tool in sh cat mv rm mkdir ln readlink sed grep head tr date sync sleep flock timeout \\
@@ -31,14 +31,15 @@ for tool in sh cat mv rm mkdir ln readlink sed grep head tr date sync sleep floc
 done
 for d in /var/lib/nixops/deploys/*/; do
     [ -e "$d/state" ] || continue
-    d=${{d%/}}
-    echo "deploy=${{d##*/}} $(cat "$d/state") $(head -n 1 "$d/reason" 2>/dev/null)"
+    d=${{d%/}} state='' reason=''
+    read -r state <"$d/state"
+    [ ! -e "$d/reason" ] || read -r reason <"$d/reason"
+    echo "deploy=${{d##*/}} $state $reason"
 done
 [ -e /run/nixops/lease ] && echo "lease=$(head -c 2000 /run/nixops/lease)"
-for unit in nixos-upgrade.service; do
-    echo "upgrade=$(systemctl show -P ActiveState $unit 2>/dev/null)"
-    echo "upgrade_timer=$(systemctl show -P ActiveState nixos-upgrade.timer 2>/dev/null)"
-done
+set -- $(systemctl show -P ActiveState nixos-upgrade.service nixos-upgrade.timer 2>/dev/null)
+echo "upgrade=${{1-}}"
+echo "upgrade_timer=${{2-}}"
 exit 0
 """
 

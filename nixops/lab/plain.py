@@ -21,6 +21,7 @@ def settle(root: Path, openbao: Path) -> None:
     write(units / "ssh.service.d/lab.conf", recipe.SSH_UNIT)
     write(root / "etc/systemd/journald.conf.d/lab.conf", recipe.JOURNALD)
     write(root / "etc/ssh/sshd_config.d/lab.conf", recipe.SSHD.format(root="prohibit-password"))
+    _plain_logins(root)
     write(root / "etc/nix/nix.conf", recipe.NIX_PLAIN)
     _open_daemon(root)
     _own_build_users(root)
@@ -75,6 +76,13 @@ def _open_daemon(root: Path) -> None:
         if "daemon-socket" in text:
             opened = re.sub(r"^(d\s+/nix/var/nix/daemon-socket)\s.*$", r"\1 0755 root root", text, flags=re.MULTILINE)
             write(root / "etc/tmpfiles.d" / file.name, opened)
+
+
+def _plain_logins(root: Path) -> None:
+    """Let no login run Debian's scripts for a message of the day, which NixOS has not."""
+    for file in (root / "etc/pam.d/sshd", root / "etc/pam.d/login"):
+        text = file.read_text(encoding="utf-8")
+        write(file, re.sub(r"^session\s.*\bpam_motd\.so\b.*\n", "", text, flags=re.MULTILINE))
 
 
 def _own_build_users(root: Path) -> None:

@@ -48,6 +48,7 @@ BOOTSTRAP = "/opt/lab/bootstrap"
 
 # user@: every login would wait for a user manager. The mounts and gettys are nothing that a container needs; the
 # awkward shape could not run mount(8) at its usual place either. The timers would work on the disk on their own.
+# ldconfig, journal-catalog-update: at its first boot each host would make again what its tree has.
 MASKED = (
     "apt-daily-upgrade.timer",
     "apt-daily.timer",
@@ -58,16 +59,19 @@ MASKED = (
     "e2scrub_all.timer",
     "fstrim.timer",
     "getty@.service",
+    "ldconfig.service",
     "run-lock.mount",
     "sshd-keygen.service",
     "sys-fs-fuse-connections.mount",
+    "systemd-journal-catalog-update.service",
     "systemd-networkd-wait-online.service",
     "systemd-pstore.service",
     "tmp.mount",
     "user@.service",
 )
 
-# PerSourcePenalties: a test that is refused on purpose must not lock its own machine out afterwards.
+# PerSourcePenalties: a test that is refused on purpose must not lock its own machine out afterwards. KexAlgorithms: the
+# default's post-quantum part takes half of a login's processor time, and what goes over this network is no secret.
 SSHD = """\
 HostKey /etc/ssh/ssh_host_ed25519_key
 PasswordAuthentication no
@@ -78,6 +82,7 @@ PrintMotd no
 MaxSessions 100
 MaxStartups 200:30:400
 PerSourcePenalties no
+KexAlgorithms curve25519-sha256,curve25519-sha256@libssh.org
 """
 
 NIX = """\

@@ -91,31 +91,45 @@ LIMITS: Final = (
     "Nice",
 )
 
-# Of the process' environment only PATH leaves the host: the rest may hold the runner's token.
+# Of the process' environment only PATH leaves the host: the rest may hold the runner's token. The shell reads what it
+# can by itself: a host starts a program for each of the others.
 _FACTS: Final = r"""
 properties=$1; shift
 out=$(systemctl show -p "$properties" -- "$@") || exit 3
 printf '%s\n' "$out"
 echo '@host'
-echo "uptime=$(cut -d' ' -f1 /proc/uptime)"
-echo "memory=$(sed -n 's/^MemTotal: *\([0-9]*\) kB/\1/p' /proc/meminfo)"
+read -r uptime rest < /proc/uptime
+echo "uptime=$uptime"
+while read -r key value rest; do
+    [ "$key" != MemTotal: ] || { echo "memory=$value"; break; }
+done < /proc/meminfo
 emit() {
     echo '@process'
     echo "pid=$pid"
-    echo "member=$(grep -E "[:,]${user:-root}(,|\$)" /etc/group | cut -d: -f1 | tr '\n' ' ')"
+    grep -E "[:,]${user:-root}(,|\$)" /etc/group | while IFS=: read -r name rest; do echo "member=$name"; done
     # `systemctl show` calls LoadCredential unprintable. A credential set in the unit's text stays there.
     systemctl cat -- "$1" 2> /dev/null | sed -n -e 's/^LoadCredential\(Encrypted\)\{0,1\}=/credential=/p' \
         -e 's/^\(Set\|Import\)Credential.*/credential=/p'
     echo "named=$(id -nG -- "${user:-root}" 2>/dev/null)"
     [ "$pid" != 0 ] && [ -r "/proc/$pid/status" ] || return 0
-    sed -n 's/^\(Uid\|Gid\|Groups\):[[:space:]]*/\1=/p' "/proc/$pid/status"
-    for gid in $(sed -n 's/^\(Gid\|Groups\)://p' "/proc/$pid/status"); do
-        echo "group=$(getent group "$gid" | cut -d: -f1)"
-    done
-    echo "nice=$(sed 's/.*) //' "/proc/$pid/stat" | cut -d' ' -f17)"
-    echo "path=$(tr '\0' '\n' < "/proc/$pid/environ" | sed -n 's/^PATH=//p' | head -n 1)"
+    gids=' '
+    while read -r key value; do
+        case $key in
+            Uid:) echo "Uid=$value" ;;
+            Gid: | Groups:) for gid in $value; do case $gids in *" $gid "*) ;; *) gids="$gids$gid " ;; esac; done ;;
+        esac
+    done < "/proc/$pid/status"
+    [ "$gids" = ' ' ] || getent group $gids | while IFS=: read -r name rest; do echo "group=$name"; done
+    stat=
+    read -r stat < "/proc/$pid/stat"
+    set -- ${stat##*) }
+    echo "nice=${17-}"
+    echo "path=$(tr '\0\n' '\n ' < "/proc/$pid/environ" | sed -n '/^PATH=/{s///p;q;}')"
     for file in memory.max memory.high memory.swap.max cpu.max cpu.weight io.weight pids.max; do
-        [ -r "/sys/fs/cgroup$cgroup/$file" ] && echo "cgroup=$file $(tr '\n' ' ' < "/sys/fs/cgroup$cgroup/$file")"
+        [ -r "/sys/fs/cgroup$cgroup/$file" ] || continue
+        text=
+        while read -r line; do text="$text$line "; done < "/sys/fs/cgroup$cgroup/$file"
+        echo "cgroup=$file $text"
     done
     return 0
 }

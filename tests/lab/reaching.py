@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from nixops.lab.lab import LabHost
-from nixops.lab.recipe import sudo_password
+from nixops.lab.recipe import TOOLS, sudo_password
 from nixops.secret import Secret
 from nixops.transport.ssh import SshRunner
 from nixops.transport.target import SshTarget
@@ -51,9 +51,8 @@ def write_flake(directory: Path, text: str) -> str:
 
 
 def processes(host: LabHost, words: str = "") -> list[str]:
-    """Command lines on the host that contain ``words``, read from /proc, as an awkward host has no ps on its PATH."""
-    script = 'for f in /proc/[0-9]*/cmdline; do tr "\\0" " " <"$f" 2>/dev/null && echo; done; true'
-    lines = host.exec("sh", "-c", script).stdout.decode(errors="replace").splitlines()
+    """Command lines on the host that contain ``words``. An awkward host has no ps on its PATH."""
+    lines = host.exec(f"{TOOLS}/ps", "-eww", "-o", "args=").stdout.decode(errors="replace").splitlines()
     return [line for line in lines if words in line]
 
 

@@ -100,7 +100,7 @@ def make_bench(lab: Lab, directory: Path, files: OpenSshFiles) -> Bench:
 
 def builds(host: LabHost) -> bool:
     """Whether the builder of ``slow`` runs on the host."""
-    return "sleep 77101 " in processes(host)
+    return "sleep 77101" in processes(host)
 
 
 # -- building on the target -----------------------------------------------------------------------------------

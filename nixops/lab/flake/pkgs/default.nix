@@ -38,7 +38,8 @@ let
     withMeta pname (
       mk pname { inherit programs; } ''
         mkdir -p "$out/bin"
-        for program in $programs; do ln -s "/opt/lab/tools/$program" "$out/bin/$program"; done
+        for program in $programs; do set -- "$@" "/opt/lab/tools/$program"; done
+        ln -s "$@" "$out/bin/"
       ''
     );
 
@@ -238,10 +239,12 @@ let
             for dir in bin share etc; do
               [ -d "$path/$dir" ] || continue
               mkdir -p "$out/$dir"
+              set --
               for file in "$path/$dir"/*; do
                 target=$out/$dir/''${file##*/}
-                [ -e "$target" ] || [ -L "$target" ] || ln -s "$file" "$target"
+                [ -e "$target" ] || [ -L "$target" ] || set -- "$@" "$file"
               done
+              [ $# = 0 ] || ln -s "$@" "$out/$dir/"
             done
           done
         '';
