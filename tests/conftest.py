@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,9 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"{__file__} names files that are not in {LAB}: {', '.join(missing)}")
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
+    # A shell starts what it puts in the background with SIGINT ignored, and every program of a test would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(trylast=True)

@@ -193,12 +193,8 @@ class ControlGroup:
         found: set[int] = set()
         for directory in self.directories:
             for group, _, _ in os.walk(directory):  # which passes over what goes away while it walks
-                try:
-                    text = Path(group, "cgroup.procs").read_text(encoding="ascii")
-                except OSError:
-                    continue
-                found.update(int(line) for line in text.split())
-        return sorted(found - {0})
+                found.update(_members(Path(group)))
+        return sorted(found)
 
     def destroy(self, timeout: float = 20.0) -> None:
         """End every process in it, by SIGKILL, and remove it, and those above it that became empty.
@@ -276,7 +272,23 @@ def _prune(directory: Path) -> bool:
 
 def leader(group: ControlGroup) -> int | None:
     """The init of the container whose processes are in ``group``: the one that is number 1 in its own namespace."""
-    return next((pid for pid in group.pids() if _namespaced(pid)[1:][-1:] == ["1"]), None)
+    return next((pid for pid in _candidates(group) if _namespaced(pid)[1:][-1:] == ["1"]), None)
+
+
+def _candidates(group: ControlGroup) -> Iterator[int]:
+    # Where systemd-nspawn puts a container, and systemd itself in it, before the walk through all that runs there.
+    for directory in group.directories:
+        for scope in directory.glob("boot-*/payload/init.scope"):
+            yield from _members(scope)
+    yield from group.pids()
+
+
+def _members(group: Path) -> list[int]:
+    try:
+        text = (group / "cgroup.procs").read_text(encoding="ascii")
+    except OSError:
+        return []
+    return sorted({int(line) for line in text.split()} - {0})
 
 
 def _namespaced(pid: int) -> Sequence[str]:
