@@ -18,9 +18,9 @@ _PATIENCE = 10.0
 # Longer than this, and a socket below it has no room in the 107 bytes that a socket's path may have.
 _LONGEST = 60
 
-# The agent ends at the end of this program's stdin, which is our own end, however that comes. Should this program be
-# killed, the agent notices within ten seconds by itself.
-_WATCH = 'echo "$SSH_AGENT_PID"; while read -r line; do :; done; kill "$SSH_AGENT_PID"'
+# The agent ends at the end of this program's stdin, which is our own end, however that comes, also when nobody is left
+# to hear its number. Should this program be killed, the agent notices within ten seconds by itself.
+_WATCH = 'trap "" PIPE; echo "$SSH_AGENT_PID"; while read -r line; do :; done; kill "$SSH_AGENT_PID"'
 
 
 def private_parent(*, executable: bool = False) -> Path | None:

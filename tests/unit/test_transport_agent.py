@@ -104,6 +104,49 @@ def test_the_agent_ends_with_its_process_however_that_ends(key: Secret, number: 
     assert gone(socket.parent), "nothing is left for a later run to sweep"
 
 
+# Killed as soon as the agent is there, before it could say a word.
+KILLED_AT_ONCE = """
+import os, signal, subprocess, time
+from nixops.secret import Secret
+from nixops.transport.agent import KeyAgent
+real = subprocess.Popen
+def popen(argv, **options):
+    process = real(argv, **options)
+    if argv[0] == "ssh-agent":
+        process.stdout.close()
+        while not os.path.exists(argv[2]):
+            time.sleep(0.001)
+        print(argv[2], flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return process
+subprocess.Popen = popen
+KeyAgent(Secret("no key")).__enter__()
+"""
+
+
+def test_the_agent_ends_with_a_process_that_is_killed_while_it_starts() -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED_AT_ONCE], stdout=subprocess.PIPE, check=False)
+    assert done.returncode == -signal.SIGKILL
+    socket = done.stdout.strip()
+    deadline = time.monotonic() + 6  # by itself the agent looks after its parent every ten seconds
+    while (left := with_argument(socket)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left == []
+    assert gone(Path(os.fsdecode(socket)).parent)
+
+
+def with_argument(word: bytes) -> list[int]:
+    """The processes that have ``word`` among their arguments."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if word in (process / "cmdline").read_bytes().split(b"\0"):
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
 def test_neither_key_nor_tokens_of_the_operator_are_in_its_arguments_or_environment(
     key: Secret, monkeypatch: pytest.MonkeyPatch
 ) -> None:
