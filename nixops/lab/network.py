@@ -117,8 +117,14 @@ class Network:
         )
 
     def cut(self, runner: Runner, index: int, cut: bool) -> None:
-        """Pull the plug of a host, or put it back."""
+        """Pull the plug of a host, or put it back.
+
+        Once it is back the host is found again at once: what this machine asked for in vain while it was out would
+        fail for another second or two whoever connects in that time.
+        """
         run(runner, "ip", "link", "set", self.link(index), "down" if cut else "up")
+        if not cut:
+            run(runner, "ip", "neigh", "flush", "to", self.address(index))
 
 
 def remove_network(runner: Runner, lab: str) -> None:
