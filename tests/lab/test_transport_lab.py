@@ -167,11 +167,12 @@ def test_interrupting_the_operator_stops_a_build_on_the_host(elevated: LabHost) 
     expression = SLOW % os.urandom(8).hex()
     process = operator(elevated, "nix-build", "--no-out-link", "--option", "sandbox", "false", "-E", expression)
     try:
-        assert eventually(lambda: bool(processes(elevated, "sleep 77004")), 20)
+        # The builder's own line: the client has these words among its arguments before there is a build.
+        assert eventually(lambda: "sleep 77004" in processes(elevated), 20)
         process.send_signal(signal.SIGINT)
         process.wait(15)
         # TERM, and after a grace of 5 s KILL, over a second login on a machine that the other tests keep busy.
-        assert eventually(lambda: not processes(elevated, "sleep 77004"), 20)
+        assert eventually(lambda: "sleep 77004" not in processes(elevated), 20)
     finally:
         process.kill()
         process.wait()
