@@ -11,20 +11,21 @@ import secrets
 from dataclasses import dataclass, replace
 
 from nixops.transport.command import Command
+from nixops.transport.group import SIGNAL_GROUP
 
 # How long the keeper gives a process group between TERM and KILL, seconds.
 STOP_GRACE = 5.0
 
 # Reads lines from stdin: "add GROUP", "del GROUP", "stop GROUP" (answered by "heard GROUP", then "gone GROUP"); any
 # other is a sign of life. At the end of stdin, or without a line for $2 seconds, it stops every group that was added
-# and then hangs up the connection it came by ($PPID is its sshd), whose other sessions end with it: a nix-daemon
-# notices that. A group is a number, or sudo:NUMBER where only root may signal it.
+# (by SIGNAL_GROUP, its $3) and then hangs up the connection it came by ($PPID is its sshd), whose other sessions end
+# with it: a nix-daemon notices that. A group is a number, or sudo:NUMBER where only root may signal it.
 KEEPER = """\
-token=$1 patience=$2 groups=' ' timer= parent= over=
+token=$1 patience=$2 signal_group=$3 groups=' ' timer= parent= over=
 send() {
   case $2 in
-    sudo:*) sudo -n -- sh -c 'kill -s "$1" -- "-$2"' sh "$1" "${2#sudo:}" ;;
-    *) kill -s "$1" -- "-$2" ;;
+    sudo:*) sudo -n -- sh -c "$signal_group" sh "$1" "${2#sudo:}" ;;
+    *) sh -c "$signal_group" sh "$1" "$2" ;;
   esac </dev/null >/dev/null 2>&1
 }
 stop() {
@@ -76,12 +77,11 @@ finish
 
 # Says on both outputs where the command's own begins (what came before is a login shell's or ssh's), with the process
 # group for the keeper, and on stderr with which code it ended: ssh's own 255 can then be no command's. It stays its
-# session's leader; sshd has made one for it.
+# session's leader; sshd has made one for it. Where nobody hears it any more, the command is not run.
 _WRAPPER = """\
 group=$$
 [ ! -r /proc/$$/stat ] || read -r a b c d group e </proc/$$/stat
-echo "$0 $group"
-echo "$0 $group" >&2
+echo "$0 $group" && echo "$0 $group" >&2 || exit
 "$@"
 code=$?
 echo "$0 end $code" >&2
@@ -93,7 +93,8 @@ def keeper_line(token: str, patience: float) -> str:
 
     :param patience: seconds without a sign of life, after which it gives us up.
     """
-    command = Command.of("sh", "-c", KEEPER, "nixops-keeper", token, str(max(1, round(patience))))
+    seconds = str(max(1, round(patience)))
+    command = Command.of("sh", "-c", KEEPER, "nixops-keeper", token, seconds, SIGNAL_GROUP)
     # The login shell must not stay in between: the keeper's parent is then its sshd, and its group its own.
     return f"exec {command.shell_line()}"
 

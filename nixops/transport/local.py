@@ -16,6 +16,7 @@ from typing import IO
 from nixops.errors import HostFault
 from nixops.transport.command import Command, LineSink, Result
 from nixops.transport.exec import CHUNK, GRACE, ChunkSink, Deadline, Lines, chunks, raise_if_cancelled, timed_out
+from nixops.transport.group import signal_group
 
 # Which package has the program, where their names differ (Debian's and nixpkgs' names mostly agree).
 _PACKAGES = {
@@ -195,18 +196,21 @@ class _Feeder(threading.Thread):
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """End the whole process group. It is ours alone, as the leader was started in a session of its own."""
-    for number, grace in ((signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE)):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            pass
-        try:
-            process.wait(grace)
-        except subprocess.TimeoutExpired:
-            continue
-        # The leader has gone; a child that ignored TERM must not outlive it.
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        return
+    try:
+        os.killpg(process.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        pass
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        kill = signal_group(process.pid, "KILL")
+        subprocess.run(("/bin/sh", *kill.argv[1:]), env={}, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    # Whether the leader has gone or not: a child that ignored TERM must not outlive it.
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        pass  # in the kernel's hands, as on a dead file server; nobody can end it

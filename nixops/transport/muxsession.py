@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import copy_context
 from pathlib import Path
 
-from nixops.errors import ConnectionLost, HostFault, LoginRefused
+from nixops.errors import ConnectionLost, HostFault, Interrupted, LoginRefused
 from nixops.nix.log import ssh_fault
 from nixops.transport.agent import bare_environment
 from nixops.transport.command import Command, LineSink, Result
@@ -32,6 +32,8 @@ from nixops.transport.master import Master
 
 # How much of what comes before a command's own output is kept, bytes.
 _NOISE = 64 * 1024
+# How long a session that is not wanted any more may take to say under which group it runs, seconds.
+_SETTLED = 2.0
 _REFUSED = "Session open refused by peer"
 
 
@@ -130,7 +132,7 @@ class Session:
         except BaseException:
             self._dropping = True
             try:
-                self._stop()
+                self._stop(done)
             finally:
                 self._over.set()
                 switch.cancel()
@@ -147,7 +149,8 @@ class Session:
         # goes ahead of the answer, which saves a round trip.
         while not self._begun.wait(TICK):
             if self._over.is_set():
-                return
+                # A command that begins after all must not take an end of its stdin for an empty one.
+                raise Interrupted("given up before it began")
         yield from stdin
 
     def _out(self, chunk: bytes) -> None:
@@ -189,7 +192,11 @@ class Session:
         self._master.tell(f"add {self._group}")
         self._begun.set()
 
-    def _stop(self) -> None:
+    def _stop(self, done: threading.Event) -> None:
+        # A command that is on its way may begin yet; if it has not by then, it finds nobody to hear it.
+        deadline = Deadline(_SETTLED)
+        while not (self._begun.is_set() or done.is_set() or deadline.passed):
+            self._begun.wait(0.02)
         if self._group is not None:
             self._master.stop(self._group)
             self._master.tell(f"del {self._group}")

@@ -27,10 +27,12 @@ from nixops.transport.exec import (
     raise_if_cancelled,
 )
 from nixops.transport.fleet import fan_out
+from nixops.transport.group import signal_group
 from nixops.transport.hostkey import fingerprint
 from nixops.transport.sshchannel import Exchange
 from nixops.transport.sshconnect import Link, connect, offered_host_key
-from nixops.transport.sudo import SudoStart, kill_group
+from nixops.transport.start import Start
+from nixops.transport.sudo import SudoStart
 from nixops.transport.target import SshTarget
 
 __all__ = ["SshRunner", "SshTarget", "fingerprint", "offered_host_key"]
@@ -101,7 +103,8 @@ class SshRunner:
         sink = _cleaned(on_line, self._redactor)
         through_sudo = command.root and self.target.user != "root"
         if through_sudo:
-            self._sudo.pass_once(lambda: self._once(Command.of("true", root=True, timeout=60.0), (), out.append, None))
+            first = Command.of("true", root=True, timeout=60.0)
+            self._sudo.pass_once(lambda: self._once(first, (), out.append, None, through_sudo=True))
         result = self._once(command, source, stdout or out.append, sink, through_sudo=through_sudo)
         return Result(command, result.code, b"".join(out), result.stderr, result.seconds, self.host)
 
@@ -163,11 +166,15 @@ class SshRunner:
         stdout: ChunkSink,
         on_line: LineSink | None,
         *,
-        through_sudo: bool = True,
+        through_sudo: bool,
         reserved: bool = False,
     ) -> Result:
         transport = self._transport()
-        start = SudoStart(command, self._ask_password if self._password_source else None) if through_sudo else None
+        start: Start | None = None
+        if through_sudo:
+            start = SudoStart(command, self._ask_password if self._password_source else None)
+        elif command.root:
+            start = Start(command)
         timeout = self.target.command_timeout if command.timeout is None else command.timeout
         if not reserved:
             while not self._slots.acquire(timeout=TICK):
@@ -190,23 +197,29 @@ class SshRunner:
         finally:
             if not reserved:
                 self._slots.release()
-        if start and not start.entered:
+        if isinstance(start, SudoStart) and not start.entered:
             raise start.refusal(result, self.host, self.target.user)
-        return result
+        return start.ended(result) if start else result
 
-    def _stop(self, exchange: Exchange, start: SudoStart | None) -> None:
+    def _stop(self, exchange: Exchange, start: Start | None) -> None:
         """Stop what runs on the host; the reason is about to be raised, so nothing else may be."""
+        through_sudo = isinstance(start, SudoStart)
 
         def send(name: str) -> None:
             if start is None:
                 exchange.signal(name)
             elif start.group is not None:
-                self._once(kill_group(start.group, name), (), lambda _: None, None, reserved=True)
+                stop = signal_group(start.group, name, root=True)
+                self._once(stop, (), lambda _: None, None, through_sudo=through_sudo, reserved=True)
 
-        if start is not None and not start.entered:
-            return  # sudo still asks; it ends when its stdin does
         with cancellable(Cancellation()):
             try:
+                if start is not None:
+                    # What is on its way in may be let in yet; if it is not by then, it finds nobody to hear it.
+                    start.abandon()
+                    exchange.settle(lambda: start.settled)
+                    if not start.entered:
+                        return
                 exchange.stop(send)
             except (NixopsError, paramiko.SSHException, EOFError, OSError):
                 return  # the connection is gone; the first error says more than this one

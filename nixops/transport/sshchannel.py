@@ -111,6 +111,13 @@ class Exchange:
         """Close the channel, behind what is on its way."""
         self._gate.shut(self._channel.close)
 
+    def settle(self, settled: Callable[[], bool]) -> None:
+        """Read on until ``settled()`` or the command has ended; at most for a grace."""
+        deadline = Deadline(GRACE)
+        while not (settled() or deadline.passed or self._channel.closed or self._channel.status_event.is_set()):
+            self._channel.status_event.wait(0.02)
+            self._drain(_drop, Lines(None))
+
     def stop(self, send: Callable[[str], None]) -> None:
         """TERM, and KILL after a grace; ``send`` delivers a signal by its name. Output is read and dropped, so
         that nothing on the host blocks on it. Gives up when the connection is gone.
@@ -127,7 +134,7 @@ class Exchange:
     def _drain(self, stdout: ChunkSink, lines: Lines) -> None:
         while self._channel.recv_stderr_ready():
             piece = self._channel.recv_stderr(CHUNK)
-            if self._filter is not None and stdout is not _drop:
+            if self._filter is not None:
                 piece = self._filter(piece)
             if piece:
                 self._err.append(piece)

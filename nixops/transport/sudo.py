@@ -1,4 +1,4 @@
-"""Root through sudo: what is run, and the conversation that comes before the payload. No connection in here.
+"""Root through sudo: the conversation that comes before the payload. No connection in here.
 
 The payload's stdin is held back until a marker on stderr shows that sudo let us in. So the password can only
 ever reach sudo, never the payload (``sudo -S`` reads none when none is needed), the payload can only ever reach
@@ -8,21 +8,17 @@ the payload, never sudo as a second guess, and a refusal by sudo is told apart f
 from __future__ import annotations
 
 import queue
-import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
-from nixops.errors import HostFault, LoginRefused, NixopsError
+from nixops.errors import HostFault, Interrupted, LoginRefused, NixopsError
 from nixops.secret import Secret
 from nixops.transport.command import Command, Result
-
-# Runs as root: says under which process group the payload runs, so that another channel can stop it (sshd itself
-# may signal only the login's own processes), and becomes the payload. Only builtins: there may be no PATH.
-_ENTER = 'read -r a b c d group rest </proc/$$/stat; echo "$0 $group" >&2; exec "$@"'
+from nixops.transport.start import Start
 
 
-class SudoStart:
+class SudoStart(Start):
     """The conversation with one sudo process.
 
     :param command: what to run as root.
@@ -30,36 +26,35 @@ class SudoStart:
     """
 
     def __init__(self, command: Command, password: Callable[[], Secret] | None) -> None:
-        token = secrets.token_hex(8)
-        self._prompt = f"nixops-password-{token}:".encode()
-        self._marker = re.compile(rb"nixops-entered-" + token.encode() + rb" (\d+)\n")
-        self._command = command
+        prompt = f"nixops-password-{secrets.token_hex(8)}:"
+        # -k: never rely on an earlier command's credentials, which may run out in between.
+        options = ("-n",) if password is None else ("-k", "-S", "-p", prompt)
+        super().__init__(command, ("sudo", *options, "--"))
+        self._prompt = prompt.encode()
         self._password = password
         self._asked = 0
-        self._held = b""
+        self._abandoned = False
         self._answers: queue.SimpleQueue[Secret | None] = queue.SimpleQueue()
-        # -k: never rely on an earlier command's credentials, which may run out in between.
-        options = ("-n",) if password is None else ("-k", "-S", "-p", self._prompt.decode())
-        entered = f"nixops-entered-{token}"
-        inner = ("env", *(f"{k}={v}" for k, v in command.env.items()), *command.argv) if command.env else command.argv
-        outer = replace(command, argv=("sudo", *options, "--", "sh", "-c", _ENTER, entered, *inner), env={})
-        self.shell_line = outer.shell_line()
-        self.group: int | None = None
 
     @property
-    def entered(self) -> bool:
-        """The payload runs, as root."""
-        return self.group is not None
+    def settled(self) -> bool:
+        """The payload runs, or sudo waits for a password that it will not get."""
+        return self.entered or (self._abandoned and self._prompt in self._held)
 
     def stdin(self, payload: Iterable[bytes]) -> Iterator[bytes]:
-        """What to write: the password when it is asked for, and the payload's stdin once we are in."""
+        """What to write: the password when it is asked for, and the payload's stdin once we are in.
+
+        :raises Interrupted: we are not in and nobody waits for it any more. A payload that is let in after all must
+            not take an end of its stdin for an empty one.
+        """
         while True:
             answer = self._answers.get()
             if answer is None:
                 break
             yield answer.reveal().encode() + b"\n"
-        if self.entered:
-            yield from payload
+        if not self.entered:
+            raise Interrupted("given up before sudo let us in")
+        yield from payload
 
     def stderr(self, chunk: bytes) -> bytes:
         """Take a piece of stderr; returns what of it is the payload's (or sudo's own warnings).
@@ -69,7 +64,7 @@ class SudoStart:
         if self.entered:
             return chunk
         self._held += chunk
-        while self._prompt in self._held:
+        while self._prompt in self._held and not self._abandoned:
             self._held = self._held.replace(self._prompt, b"", 1)
             self._asked += 1
             if self._asked > 1 or self._password is None:
@@ -78,17 +73,14 @@ class SudoStart:
                     hint="one try was made; check sudo_password of this host in the inventory",
                 )
             self._answers.put(self._password())
-        found = self._marker.search(self._held)
-        if not found:
-            return b""
-        self.group = int(found[1])
-        self._answers.put(None)
-        rest = self._held[: found.start()] + self._held[found.end() :]
-        self._held = b""
+        rest = super().stderr(b"")
+        if self.entered:
+            self._answers.put(None)
         return rest
 
     def abandon(self) -> None:
-        """Nothing more will come: let :meth:`stdin` end."""
+        """Nobody waits for it any more: sudo gets no password, and :meth:`stdin` ends."""
+        self._abandoned = True
         self._answers.put(None)
 
     def refusal(self, result: Result, host: str, user: str) -> NixopsError:
@@ -107,10 +99,3 @@ class SudoStart:
         else:
             hint = f"may {user} use sudo on {host} (group wheel)?"
         return LoginRefused(f"sudo on {host} did not let {user} in", hint=hint, detail=said)
-
-
-def kill_group(group: int, name: str) -> Command:
-    """The command that signals a process group that sudo started; it too needs root."""
-    return Command(
-        ("sh", "-c", 'kill -s "$1" -- "-$2"', "sh", name, str(group)), root=True, timeout=10.0, title=f"kill -{name}"
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -135,8 +136,7 @@ def test_an_operator_that_is_killed_leaves_nothing_in_memory_on_either_side(
     key.write_bytes(host.identity_file.read_bytes())
     imaging.change(lambda document: document["build"].update(ssh_key={"file": "builders-key"}))
     imaging.change(lambda document: document["hosts"]["first"]["ssh"].pop("identity_file"))
-    runtime = Path("/run") / f"nixops-test-{tmp_path.name[-20:]}"  # a socket's path must be short
-    runtime.mkdir(mode=0o700)
+    runtime = Path(tempfile.mkdtemp(prefix="nixops-test-", dir="/run"))  # a socket's path must be short
     environ = {"XDG_RUNTIME_DIR": str(runtime)}
     repository = f"team/killed-{moment}"
     push = ("--systems", f"{X86},{ARM}", "--push", f"docker://{imaging.reference(f'{repository}:1')}")

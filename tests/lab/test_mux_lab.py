@@ -324,6 +324,24 @@ def test_a_cancelled_build_is_gone_from_the_host_and_the_connection_goes_on(benc
     assert logins(host) == before
 
 
+@pytest.mark.parametrize("root", [False, True], ids=["a command", "through sudo"])
+def test_a_command_that_is_cancelled_while_it_starts_is_gone(
+    bench: Bench, nopasswd: LabHost, root: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Proves: at no moment between the login shell and the command's first word does a cancelled one go on."""
+    monkeypatch.setattr("nixops.transport.exec.TICK", 0.001)  # as soon as Ctrl-C strikes the main thread
+    runner = bench.pool.connect(AWKWARD, timeout=20)
+    runner.run(Command.of("true", root=root))
+    for number in range(12):
+        switch = Cancellation()
+        timer = threading.Timer(0.003 * number, switch.cancel)
+        timer.start()
+        with cancellable(switch), pytest.raises(Interrupted):
+            runner.run(Command.of("sleep", "78102", root=root))
+        timer.join()
+    assert eventually(lambda: not processes(nopasswd, "sleep 78102"), 3), processes(nopasswd, "sleep 78102")
+
+
 # -- a network that goes --------------------------------------------------------------------------------------
 
 

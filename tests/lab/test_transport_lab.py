@@ -21,6 +21,7 @@ from nixops.errors import (
     ConnectionLost,
     HostKeyChanged,
     HostKeyUnknown,
+    Interrupted,
     LoginRefused,
     Unreachable,
 )
@@ -28,6 +29,7 @@ from nixops.lab.lab import HostSpec, Lab, LabHost
 from nixops.lab.recipe import sudo_password
 from nixops.secret import Secret
 from nixops.transport.command import Command
+from nixops.transport.exec import Cancellation, cancellable
 from nixops.transport.fleet import fan_out
 from nixops.transport.local import LocalRunner
 from nixops.transport.openssh import OpenSshFiles
@@ -162,20 +164,52 @@ derivation {
 """
 
 
-def test_interrupting_the_operator_stops_a_build_on_the_host(elevated: LabHost) -> None:
+@pytest.mark.parametrize("moment", ["its client is there", "its builder runs"])
+def test_interrupting_the_operator_stops_a_build_on_the_host(elevated: LabHost, moment: str) -> None:
     """Proves: the builder that a remote ``nix-build`` has the daemon run is gone after Ctrl-C, not only its client."""
     expression = SLOW % os.urandom(8).hex()
     process = operator(elevated, "nix-build", "--no-out-link", "--option", "sandbox", "false", "-E", expression)
     try:
-        # The builder's own line: the client has these words among its arguments before there is a build.
-        assert eventually(lambda: "sleep 77004" in processes(elevated), 20)
+        # The client has these words among its arguments before there is a builder, whose whole line they are.
+        seen = (lambda line: line == "sleep 77004") if "builder" in moment else bool
+        assert eventually(lambda: any(map(seen, processes(elevated, "sleep 77004"))), 20)
         process.send_signal(signal.SIGINT)
         process.wait(15)
         # TERM, and after a grace of 5 s KILL, over a second login on a machine that the other tests keep busy.
-        assert eventually(lambda: "sleep 77004" not in processes(elevated), 20)
+        assert eventually(lambda: not processes(elevated, "sleep 77004"), 20)
     finally:
         process.kill()
         process.wait()
+
+
+def test_what_is_cancelled_while_it_starts_runs_whole_or_not_at_all_and_is_gone(
+    elevated: LabHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Proves: at no moment between sudo's password and the payload's first word does a cancelled command go on, and
+    none ever takes the end of a stdin that was cut off for an empty one.
+    """
+    monkeypatch.setattr("nixops.transport.exec.TICK", 0.001)  # as soon as Ctrl-C strikes the main thread
+    script = 'given=$(cat); echo "<$given>" >>/run/given; sleep 77006'
+    with runner_of(elevated) as runner:
+        runner.run(Command.of("true", root=True))
+        for number in range(8):
+            switch = Cancellation()
+            timer = threading.Timer(0.006 * number, switch.cancel)
+            timer.start()
+            with cancellable(switch), pytest.raises(Interrupted):
+                runner.run(Command.of("sh", "-c", script, stdin="whole", root=True))
+            timer.join()
+        given = runner.run(Command.of("sh", "-c", "cat /run/given; rm -f /run/given", root=True)).out
+        assert eventually(lambda: not processes(elevated, "sleep 77006"), 3), processes(elevated, "77006")
+    assert set(given.split()) <= {"<whole>"}
+
+
+def test_a_command_that_takes_no_term_is_killed_with_what_it_put_into_another_session(elevated: LabHost) -> None:
+    """Proves: the builder of a Nix that does not hear an interrupt (NixOS/nix#7245) does not outlive it."""
+    script = "trap '' TERM; setsid sleep 77007 & while :; do sleep 77008; done"
+    with runner_of(elevated) as runner, pytest.raises(CommandTimeout):
+        runner.run(Command.of("sh", "-c", script, timeout=0.5, root=True))
+    assert eventually(lambda: not processes(elevated, "sleep 7700"), 3)
 
 
 def test_many_commands_at_once_stay_within_what_sshd_allows(plain: LabHost) -> None:

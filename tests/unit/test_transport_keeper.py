@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from nixops.transport.command import Command
 from nixops.transport.guard import Guard
 from nixops.transport.keeper import Wrapped, keeper_line
+from tests.unit.local_processes import gone
 
 SHELLS = [shell for shell in ("dash", "bash") if shutil.which(shell)]
 STUBBORN = ("sh", "-c", "trap '' TERM; while :; do sleep 0.1; done")
@@ -88,13 +89,19 @@ def test_it_stops_what_it_is_told_and_says_when_it_is_gone(keeper: Keeper, start
     assert other.poll() is None
 
 
-def test_what_ignores_term_is_killed_after_a_grace(keeper: Keeper, start: Start) -> None:
-    stubborn = start(*STUBBORN)
+def test_what_ignores_term_is_killed_after_a_grace_with_all_that_descends_from_it(
+    keeper: Keeper, start: Start, tmp_path: Path
+) -> None:
+    # As a builder: a session of its own, below a Nix that does not stop.
+    stubborn = start("sh", "-c", f"setsid sh -c 'echo $$ >{tmp_path}/builder; sleep 60; :' & {STUBBORN[2]}")
     time.sleep(0.2)
+    builder = int((tmp_path / "builder").read_text())
+    assert os.getsid(builder) != stubborn.pid
     keeper.tell(f"stop {stubborn.pid}")
     began = time.monotonic()
     assert stubborn.wait(15) == -signal.SIGKILL
     assert time.monotonic() - began > 4
+    assert gone(builder)
 
 
 def test_at_the_end_it_stops_all_that_was_added_and_not_taken_back(keeper: Keeper, start: Start) -> None:

@@ -15,6 +15,7 @@ from nixops.errors import CommandTimeout, HostFault, Interrupted
 from nixops.transport.command import Command
 from nixops.transport.exec import Cancellation, cancellable
 from nixops.transport.local import LocalRunner
+from tests.unit.local_processes import gone
 
 MIB = 1024 * 1024
 
@@ -75,7 +76,7 @@ def test_a_command_past_its_time_is_stopped_with_everything_it_started(tmp_path:
         LocalRunner().run(Command.of("sh", "-c", script, timeout=0.5))
     assert "ran past its 0.5 s" in str(caught.value)
     assert "working" in str(caught.value)
-    assert all(gone(pid) for pid in pids.read_text().split())
+    assert all(gone(int(pid)) for pid in pids.read_text().split())
 
 
 def test_a_child_that_ignores_term_is_killed_with_its_group(tmp_path: Path) -> None:
@@ -83,7 +84,19 @@ def test_a_child_that_ignores_term_is_killed_with_its_group(tmp_path: Path) -> N
     script = f"(trap '' TERM; echo $$ >/dev/null; exec sleep 1000) & echo $! >{pids}; wait"
     with pytest.raises(CommandTimeout):
         LocalRunner().run(Command.of("sh", "-c", script, timeout=0.5))
-    assert gone(pids.read_text().strip())
+    assert gone(int(pids.read_text().strip()))
+
+
+def test_what_a_group_that_ignores_term_has_put_into_a_session_of_its_own_is_killed_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the builders of a Nix that does not stop."""
+    monkeypatch.setattr("nixops.transport.local.GRACE", 0.5)
+    pids = tmp_path / "pids"
+    script = f"trap '' TERM; setsid sh -c 'echo $$ >{pids}; sleep 1000; :' & while :; do sleep 0.1; done"
+    with pytest.raises(CommandTimeout):
+        LocalRunner().run(Command.of("sh", "-c", script, timeout=0.5))
+    assert gone(int(pids.read_text().strip()))
 
 
 def test_an_interrupt_stops_the_command_and_goes_on(tmp_path: Path) -> None:
@@ -92,7 +105,7 @@ def test_an_interrupt_stops_the_command_and_goes_on(tmp_path: Path) -> None:
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         LocalRunner().run(Command.of("sh", "-c", f"echo $$ >{pids}; exec sleep 1000", timeout=60))
-    assert gone(pids.read_text().strip())
+    assert gone(int(pids.read_text().strip()))
 
 
 def test_a_thrown_switch_stops_a_command_in_another_thread() -> None:
@@ -174,15 +187,3 @@ def test_a_line_sink_that_raises_stops_the_command() -> None:
 
     with pytest.raises(ValueError, match="stop me"):
         LocalRunner().run(Command.of("sh", "-c", "echo stop me >&2; sleep 1000"), sink)
-
-
-def gone(pid: str) -> bool:
-    """Whether a process ends within a moment (a zombie has ended); a signal needs its time."""
-    for _ in range(100):
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
-                return True
-        except FileNotFoundError:
-            return True
-        time.sleep(0.02)
-    return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from nixops.errors import HostFault, LoginRefused
+from nixops.errors import HostFault, Interrupted, LoginRefused
 from nixops.secret import Redactor, Secret
 from nixops.transport.command import Command
+from nixops.transport.exec import Cancellation, cancellable
 from nixops.transport.ssh import SshRunner
+from nixops.transport.start import Start
 from nixops.transport.sudo import SudoStart
 from tests.unit.transport_server import Lab, open_lab
 
@@ -116,6 +120,58 @@ def test_sudos_words_before_the_payload_are_kept_and_its_prompt_is_not() -> None
     assert start.stderr(f"{marker} 42\nthe payload's".encode()) == b"sudo: unable to resolve host\nthe payload's"
     assert start.group == 42
     assert "hunter22" not in start.shell_line
+
+
+def test_a_sudo_that_nobody_waits_for_any_more_gets_no_password_and_its_payload_no_empty_stdin() -> None:
+    def password() -> Secret:
+        raise AssertionError("asked for in vain")
+
+    asks = SudoStart(Command.of("true", root=True), password)
+    prompt = next(part for part in asks.shell_line.split() if part.startswith("nixops-password-"))
+    asks.abandon()
+    assert not asks.settled
+    assert asks.stderr(prompt.encode()) == b""
+    assert asks.settled and not asks.entered
+    with pytest.raises(Interrupted):
+        next(asks.stdin([b"payload"]))
+
+
+def test_a_sudo_that_lets_in_what_nobody_waits_for_says_whom_to_stop() -> None:
+    late = SudoStart(Command.of("true", root=True), None)
+    marker = next(part for part in late.shell_line.split() if part.startswith("nixops-entered-"))
+    late.abandon()
+    late.stderr(f"{marker} 42\n".encode())
+    assert late.settled and late.group == 42
+
+
+@pytest.mark.parametrize("expects", ["", "correct horse"])
+def test_what_sudo_lets_in_after_it_was_cancelled_is_stopped(
+    lab: Lab, expects: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The password is on its way, or none is needed: sudo cannot be told that nobody waits any more."""
+    monkeypatch.setattr("nixops.transport.sshchannel.GRACE", 5.0)
+    lab.server.env["SUDO_EXPECTS"] = expects
+    seen = lab.directory / "seen"
+    script = f"trap 'echo stopped >>{seen}; exit' TERM; echo begun >>{seen}; sleep 60 & wait"
+    switch = Cancellation()
+    with sudo_runner(lab, expects or None) as runner:
+        runner.run(Command.of("true", root=True))
+        lab.server.env["SUDO_SLOW"] = "0.5"
+        threading.Timer(0.25, switch.cancel).start()
+        with cancellable(switch), pytest.raises(Interrupted):
+            runner.run(Command.of("sh", "-c", script, root=True))
+    assert seen.read_text() == "begun\nstopped\n"
+
+
+def test_a_payload_whose_beginning_nobody_hears_does_not_run(tmp_path: Path) -> None:
+    line = Start(Command.of("touch", str(tmp_path / "ran"))).shell_line
+    reader, writer = os.pipe()
+    os.close(reader)
+    subprocess.run(["sh", "-c", line], stderr=writer, check=False)
+    os.close(writer)
+    assert not (tmp_path / "ran").exists()
+    assert subprocess.run(["sh", "-c", line], capture_output=True, check=True).stdout == b""
+    assert (tmp_path / "ran").exists()
 
 
 def test_a_fresh_connection_does_not_try_a_refused_password_again(lab: Lab) -> None:

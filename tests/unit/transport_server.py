@@ -55,6 +55,7 @@ if [ -n "$SUDO_EXPECTS" ]; then
     echo "Sorry, try again." >&2
   done
 fi
+sleep "${SUDO_SLOW:-0}"
 exec "$@"
 """
 
