@@ -16,6 +16,11 @@ def settle(root: Path, openbao: Path) -> None:
     for unit in recipe.MASKED:
         (units / unit).unlink(missing_ok=True)
         (units / unit).symlink_to("/dev/null")
+    # What would make units of a machine's disks, consoles and init scripts: none here, asked anew by every daemon-reload.
+    for generator in (root / "usr/lib/systemd/system-generators").iterdir():
+        mask = root / "etc/systemd/system-generators" / generator.name
+        mask.parent.mkdir(exist_ok=True)
+        mask.symlink_to("/dev/null")
     write(units / "nixops-lab-boot.service", recipe.file_text("nixops-lab-boot.service"))
     (units / "multi-user.target.wants/nixops-lab-boot.service").symlink_to("../nixops-lab-boot.service")
     write(units / "ssh.service.d/lab.conf", recipe.SSH_UNIT)

@@ -48,7 +48,8 @@ BOOTSTRAP = "/opt/lab/bootstrap"
 
 # user@: every login would wait for a user manager. The mounts and gettys are nothing that a container needs; the
 # awkward shape could not run mount(8) at its usual place either. The timers would work on the disk on their own.
-# ldconfig, journal-catalog-update: at its first boot each host would make again what its tree has.
+# ldconfig, journal-catalog-update, sysusers, update-done: at its first boot each host would make again what its tree
+# has; tmpfiles-setup-dev: what the container's /dev has.
 MASKED = (
     "apt-daily-upgrade.timer",
     "apt-daily.timer",
@@ -66,6 +67,10 @@ MASKED = (
     "systemd-journal-catalog-update.service",
     "systemd-networkd-wait-online.service",
     "systemd-pstore.service",
+    "systemd-sysusers.service",
+    "systemd-tmpfiles-setup-dev-early.service",
+    "systemd-tmpfiles-setup-dev.service",
+    "systemd-update-done.service",
     "tmp.mount",
     "user@.service",
 )

@@ -146,7 +146,8 @@ class Server(paramiko.ServerInterface):
             # What still runs when the channel ends, ends with it: nothing may outlive a test.
             while process.poll() is None:
                 if channel.closed:
-                    os.killpg(process.pid, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):  # it may end in this very moment
+                        os.killpg(process.pid, signal.SIGKILL)
                     return
                 time.sleep(0.05)
 
