@@ -16,7 +16,7 @@ def settle(root: Path, openbao: Path) -> None:
     for unit in recipe.MASKED:
         (units / unit).unlink(missing_ok=True)
         (units / unit).symlink_to("/dev/null")
-    # What would make units of a machine's disks, consoles and init scripts: none here, asked anew by every daemon-reload.
+    # They make units of disks, consoles and init scripts: none are here, and every daemon-reload would ask again.
     for generator in (root / "usr/lib/systemd/system-generators").iterdir():
         mask = root / "etc/systemd/system-generators" / generator.name
         mask.parent.mkdir(exist_ok=True)

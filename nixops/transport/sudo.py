@@ -65,7 +65,6 @@ class SudoStart(Start):
             return chunk
         self._held += chunk
         while self._prompt in self._held and not self._abandoned:
-            self._held = self._held.replace(self._prompt, b"", 1)
             self._asked += 1
             if self._asked > 1 or self._password is None:
                 raise LoginRefused(
@@ -73,6 +72,7 @@ class SudoStart(Start):
                     hint="one try was made; check sudo_password of this host in the inventory",
                 )
             self._answers.put(self._password())
+            self._held = self._held.replace(self._prompt, b"", 1)
         rest = super().stderr(b"")
         if self.entered:
             self._answers.put(None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +63,16 @@ def test_a_wrong_password_costs_one_try_and_the_payload_is_no_second_guess(lab: 
             with pytest.raises(LoginRefused, match="did not take the password"):
                 runner.run(Command.of("cat", stdin="payload\npayload\n", root=True))
     assert (lab.directory / "sudo.log").read_text() == "wrong password\n"
+
+
+def test_a_refusal_is_told_without_waiting_for_what_will_not_come(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nixops.transport.sshchannel.GRACE", 30.0)
+    lab.server.env["SUDO_EXPECTS"] = "right password"
+    with sudo_runner(lab, "wrong password") as runner:
+        started = time.monotonic()
+        with pytest.raises(LoginRefused):
+            runner.run(Command.of("true", root=True))
+    assert time.monotonic() - started < 10
 
 
 def test_a_wrong_password_costs_one_try_even_when_many_ask_at_once(lab: Lab) -> None:
