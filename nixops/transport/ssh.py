@@ -41,6 +41,8 @@ __all__ = ["SshRunner", "SshTarget", "fingerprint", "offered_host_key"]
 CHANNELS = 8
 # How long to wait for a channel that the host refuses at first, seconds.
 CHANNEL_PATIENCE = 10.0
+# The same for one that stops what runs: at a host that is cut off, Ctrl-C must not seem to do nothing.
+STOP_PATIENCE = 7.0
 
 
 class SshRunner:
@@ -139,12 +141,12 @@ class SshRunner:
                 self._link = connect(self.target)
             return self._link.transport
 
-    def _channel(self, transport: paramiko.Transport) -> Channel:
-        patience = Deadline(CHANNEL_PATIENCE)
+    def _channel(self, transport: paramiko.Transport, seconds: float) -> Channel:
+        patience = Deadline(seconds)
         while True:
             raise_if_cancelled()
             try:
-                return transport.open_session(timeout=CHANNEL_PATIENCE)
+                return transport.open_session(timeout=patience.left())
             except (paramiko.SSHException, EOFError, OSError) as error:
                 if not transport.is_active():
                     message = f"the connection to {self.host} was lost before a command could start"
@@ -180,7 +182,7 @@ class SshRunner:
             while not self._slots.acquire(timeout=TICK):
                 raise_if_cancelled()
         try:
-            channel = self._channel(transport)
+            channel = self._channel(transport, STOP_PATIENCE if reserved else CHANNEL_PATIENCE)
             line = start.shell_line if start else command.shell_line()
             exchange = Exchange(channel, line, command, self.host, start.stderr if start else None)
             try:

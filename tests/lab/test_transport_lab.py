@@ -26,7 +26,7 @@ from nixops.errors import (
     Unreachable,
 )
 from nixops.lab.lab import HostSpec, Lab, LabHost
-from nixops.lab.recipe import sudo_password
+from nixops.lab.recipe import TOOLS, sudo_password
 from nixops.secret import Secret
 from nixops.transport.command import Command
 from nixops.transport.exec import Cancellation, cancellable
@@ -154,6 +154,21 @@ def test_interrupting_the_operator_stops_what_runs_on_the_host(elevated: LabHost
     finally:
         process.kill()
         process.wait()
+
+
+def test_an_interrupt_is_heard_although_the_host_is_cut_off(elevated: LabHost) -> None:
+    """Proves: at a host that does not answer any more, Ctrl-C waits seconds for the stop there, and not for ever."""
+    process = operator(elevated, "sleep", "77010")
+    try:
+        assert eventually(lambda: "sleep 77010" in processes(elevated), 20)
+        elevated.partition(True)
+        process.send_signal(signal.SIGINT)
+        process.wait(15)
+    finally:
+        elevated.partition(False)
+        process.kill()
+        process.wait()
+        elevated.exec(f"{TOOLS}/pkill", "-KILL", "-f", "sleep 77010", check=False)
 
 
 SLOW = """\

@@ -62,7 +62,7 @@ esac
 """
 
 # `kill` ends the unit's whole session, as systemd ends a control group.
-_SYSTEMCTL = """#!{python}
+_SYSTEMCTL = """#!{python} -IS
 import os, pathlib, signal, sys
 if sys.argv[1] == "list-units":
     failed = pathlib.Path("{root}/failed")
