@@ -385,9 +385,11 @@ def test_a_host_that_is_off_is_lost_and_then_unreachable(lab_factory: Callable[.
     host = lab_factory(HostSpec("dark")).hosts["dark"]
     with SshPool([replace(target_of(host), connect_timeout=1.0, login_timeout=1.0)]) as pool:
         runner = pool.connect(HostName("dark"), timeout=20)
-        threading.Timer(0.5, host.power_off).start()
+        power = threading.Timer(0.5, host.power_off)
+        power.start()
         with pytest.raises(ConnectionLost):
             runner.run(Command.of("sleep", "78105"))
+        power.join()
         with pytest.raises(Unreachable) as caught:
             runner.run(Command.of("true"))
         assert not isinstance(caught.value, LoginRefused | ConnectionLost)

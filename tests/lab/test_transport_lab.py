@@ -204,7 +204,7 @@ def test_what_is_cancelled_while_it_starts_runs_whole_or_not_at_all_and_is_gone(
     none ever takes the end of a stdin that was cut off for an empty one.
     """
     monkeypatch.setattr("nixops.transport.exec.TICK", 0.001)  # as soon as Ctrl-C strikes the main thread
-    script = 'given=$(cat); echo "<$given>" >>/run/given; sleep 77006'
+    script = 'given=$(cat); echo "<$given>" >>/run/given; sleep 77011'
     with runner_of(elevated) as runner:
         runner.run(Command.of("true", root=True))
         for number in range(8):
@@ -215,7 +215,7 @@ def test_what_is_cancelled_while_it_starts_runs_whole_or_not_at_all_and_is_gone(
                 runner.run(Command.of("sh", "-c", script, stdin="whole", root=True))
             timer.join()
         given = runner.run(Command.of("sh", "-c", "cat /run/given; rm -f /run/given", root=True)).out
-        assert eventually(lambda: not processes(elevated, "sleep 77006"), 3), processes(elevated, "77006")
+        assert eventually(lambda: not processes(elevated, "sleep 77011"), 3), processes(elevated, "77011")
     assert set(given.split()) <= {"<whole>"}
 
 
@@ -270,9 +270,11 @@ def test_a_host_that_is_off_is_unreachable_and_says_so(lab_factory: Callable[...
     host = lab_factory(HostSpec("dark")).hosts["dark"]
     with runner_of(host) as runner:
         runner.run(Command.of("true")).check()
-        threading.Timer(1.0, host.power_off).start()
+        power = threading.Timer(1.0, host.power_off)
+        power.start()
         with pytest.raises(ConnectionLost):
             runner.run(Command.of("sleep", "77006", timeout=60))
+        power.join()  # of a host's processes the sshd that listens need not be the first to end
     with pytest.raises(Unreachable, match="cannot be reached on port 22") as caught:
         reachable(replace(target_of(host), connect_timeout=2.0))
     assert not isinstance(caught.value, LoginRefused)
