@@ -204,12 +204,19 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait(GRACE)
     except subprocess.TimeoutExpired:
         kill = signal_group(process.pid, "KILL")
-        subprocess.run(("/bin/sh", *kill.argv[1:]), env={}, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        try:
+            argv = ("/bin/sh", *kill.argv[1:])
+            subprocess.run(
+                argv, env={}, stdin=subprocess.DEVNULL, capture_output=True, timeout=kill.timeout, check=False
+            )
+        except (OSError, subprocess.SubprocessError):
+            pass  # then the group alone
     # Whether the leader has gone or not: a child that ignored TERM must not outlive it.
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+    finally:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
     try:
         process.wait(GRACE)
     except subprocess.TimeoutExpired:

@@ -32,8 +32,6 @@ from nixops.transport.master import Master
 
 # How much of what comes before a command's own output is kept, bytes.
 _NOISE = 64 * 1024
-# How long a session that is not wanted any more may take to say under which group it runs, seconds.
-_SETTLED = 2.0
 _REFUSED = "Session open refused by peer"
 
 
@@ -72,6 +70,7 @@ class Session:
         self._held: bytes | None = b""
         self._own_lines = False
         self._dropping = False
+        self._stopped = False
         self._tail: deque[str] = deque(maxlen=20)
 
     @property
@@ -138,6 +137,7 @@ class Session:
                 switch.cancel()
                 if thread.ident is not None:
                     done.wait(2 * GRACE)
+                self._stop_group()  # one that has begun in the meantime
             raise
         self._over.set()
         return made[0]
@@ -194,10 +194,14 @@ class Session:
 
     def _stop(self, done: threading.Event) -> None:
         # A command that is on its way may begin yet; if it has not by then, it finds nobody to hear it.
-        deadline = Deadline(_SETTLED)
+        deadline = Deadline(GRACE)
         while not (self._begun.is_set() or done.is_set() or deadline.passed):
             self._begun.wait(0.02)
-        if self._group is not None:
+        self._stop_group()
+
+    def _stop_group(self) -> None:
+        if self._group is not None and not self._stopped:
+            self._stopped = True
             self._master.stop(self._group)
             self._master.tell(f"del {self._group}")
 

@@ -41,8 +41,8 @@ __all__ = ["SshRunner", "SshTarget", "fingerprint", "offered_host_key"]
 CHANNELS = 8
 # How long to wait for a channel that the host refuses at first, seconds.
 CHANNEL_PATIENCE = 10.0
-# The same for one that stops what runs: at a host that is cut off, Ctrl-C must not seem to do nothing.
-STOP_PATIENCE = 7.0
+# The same for the one that kills what a login as root left, seconds: sshd can do a part of it without.
+KILL_PATIENCE = 2.0
 
 
 class SshRunner:
@@ -170,6 +170,7 @@ class SshRunner:
         *,
         through_sudo: bool,
         reserved: bool = False,
+        patience: float = CHANNEL_PATIENCE,
     ) -> Result:
         transport = self._transport()
         start: Start | None = None
@@ -182,14 +183,15 @@ class SshRunner:
             while not self._slots.acquire(timeout=TICK):
                 raise_if_cancelled()
         try:
-            channel = self._channel(transport, STOP_PATIENCE if reserved else CHANNEL_PATIENCE)
+            channel = self._channel(transport, patience)
             line = start.shell_line if start else command.shell_line()
             exchange = Exchange(channel, line, command, self.host, start.stderr if start else None)
             try:
                 source = start.stdin(stdin) if start else stdin
                 result = _aside(lambda: exchange.run(source, stdout, on_line, timeout))
             except BaseException as error:
-                if not isinstance(error, ConnectionLost):
+                # What stops others is not stopped itself: that would never come to an end.
+                if not reserved and not isinstance(error, ConnectionLost):
                     self._stop(exchange, start)
                 raise
             finally:
@@ -205,14 +207,24 @@ class SshRunner:
 
     def _stop(self, exchange: Exchange, start: Start | None) -> None:
         """Stop what runs on the host; the reason is about to be raised, so nothing else may be."""
-        through_sudo = isinstance(start, SudoStart)
+
+        def stop(group: int, name: str, *, through_sudo: bool, patience: float) -> None:
+            kill = signal_group(group, name, root=True)
+            self._once(kill, (), lambda _: None, None, through_sudo=through_sudo, reserved=True, patience=patience)
 
         def send(name: str) -> None:
-            if start is None:
-                exchange.signal(name)
-            elif start.group is not None:
-                stop = signal_group(start.group, name, root=True)
-                self._once(stop, (), lambda _: None, None, through_sudo=through_sudo, reserved=True)
+            if isinstance(start, SudoStart):
+                assert start.group is not None  # it has entered
+                stop(start.group, name, through_sudo=True, patience=CHANNEL_PATIENCE)
+                return
+            if name == "KILL" and start is not None and start.group is not None:
+                try:
+                    stop(start.group, name, through_sudo=False, patience=KILL_PATIENCE)
+                except NixopsError:
+                    pass  # the host opens no further session, or does not answer
+                else:
+                    return
+            exchange.signal(name)
 
         with cancellable(Cancellation()):
             try:

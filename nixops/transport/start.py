@@ -10,9 +10,12 @@ from dataclasses import replace
 from nixops.transport.command import Command, Result
 
 # Says under which process group the payload runs, so that another channel can stop it (sshd itself may signal only the
-# login's own processes, and none of their children), and becomes the payload; does not where nobody hears it any more.
-# Only builtins: there may be no PATH.
-_ENTER = 'entered=$1; shift; read -r a b c d group rest </proc/$$/stat; echo "$entered $group" >&2 && exec "$@"'
+# login's own processes, and nothing that left their group), and becomes the payload; does not where nobody hears it
+# any more. Only builtins: there may be no PATH.
+_ENTER = (
+    "entered=$1 group=$$; shift; [ ! -r /proc/$$/stat ] || read -r a b c d group rest </proc/$$/stat; "
+    'echo "$entered $group" >&2 && exec "$@"'
+)
 
 
 class Start:

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -52,6 +53,38 @@ def test_kill_is_for_the_group_and_all_that_descends_from_it(
     assert send(shell, "KILL", leader.pid) == 0
     assert leader.wait(3) == -signal.SIGKILL
     assert gone(below)
+
+
+def living(mark: str) -> list[str]:
+    """The processes that have ``mark`` in their environment; one that has ended has none."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mark.encode() in (place / "environ").read_bytes():
+                found.append((place / "cmdline").read_bytes().decode())
+    return found
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_build_that_starts_programs_all_the_time_is_killed_whole_and_soon(shell: str) -> None:
+    mark = os.urandom(8).hex()
+    loop = "while :; do sleep 0.17; done"
+    script = f"for i in 1 2 3 4 5 6 7 8; do ({loop}) & sleep 0.02; done; setsid sh -c '({loop}) & {loop}'"
+    leader = subprocess.Popen(
+        ["sh", "-c", script], env={**os.environ, "NIXOPS_TEST_MARK": mark}, start_new_session=True
+    )
+    try:
+        time.sleep(0.6)
+        assert len(living(mark)) > 10
+        started = time.monotonic()
+        assert send(shell, "KILL", leader.pid) == 0
+        assert time.monotonic() - started < 10
+        assert leader.wait(3) == -signal.SIGKILL
+        assert living(mark) == []
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(leader.pid, signal.SIGKILL)
+        leader.wait()
 
 
 @pytest.mark.parametrize("shell", SHELLS)

@@ -94,7 +94,11 @@ def test_what_ignores_term_is_killed_after_a_grace_with_all_that_descends_from_i
 ) -> None:
     # As a builder: a session of its own, below a Nix that does not stop.
     stubborn = start("sh", "-c", f"setsid sh -c 'echo $$ >{tmp_path}/builder; sleep 60; :' & {STUBBORN[2]}")
-    time.sleep(0.2)
+    end = time.monotonic() + 10
+    while not (tmp_path / "builder").exists() or not (tmp_path / "builder").read_text():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    time.sleep(0.2)  # its parent's trap
     builder = int((tmp_path / "builder").read_text())
     assert os.getsid(builder) != stubborn.pid
     keeper.tell(f"stop {stubborn.pid}")

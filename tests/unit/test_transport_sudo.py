@@ -167,8 +167,15 @@ def test_what_sudo_lets_in_after_it_was_cancelled_is_stopped(
     switch = Cancellation()
     with sudo_runner(lab, expects or None) as runner:
         runner.run(Command.of("true", root=True))
-        lab.server.env["SUDO_SLOW"] = "0.5"
-        threading.Timer(0.25, switch.cancel).start()
+        lab.server.env["SUDO_SLOW"] = "1"
+        slow = lab.directory / "sudo.log.slow"
+
+        def cancel_in_time() -> None:
+            while not slow.exists():
+                time.sleep(0.01)
+            switch.cancel()
+
+        threading.Thread(target=cancel_in_time, daemon=True).start()
         with cancellable(switch), pytest.raises(Interrupted):
             runner.run(Command.of("sh", "-c", script, root=True))
     assert seen.read_text() == "begun\nstopped\n"

@@ -55,7 +55,7 @@ if [ -n "$SUDO_EXPECTS" ]; then
     echo "Sorry, try again." >&2
   done
 fi
-sleep "${SUDO_SLOW:-0}"
+[ -z "$SUDO_SLOW" ] || { : >"$SUDO_LOG.slow"; sleep "$SUDO_SLOW"; }
 exec "$@"
 """
 
