@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from types import MappingProxyType
 from typing import IO
 
@@ -197,27 +198,22 @@ class _Feeder(threading.Thread):
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """End the whole process group. It is ours alone, as the leader was started in a session of its own."""
     try:
-        os.killpg(process.pid, signal.SIGTERM)
-    except ProcessLookupError:
-        pass
-    try:
+        _signal(process, signal.SIGTERM)
         process.wait(GRACE)
     except subprocess.TimeoutExpired:
         kill = signal_group(process.pid, "KILL")
-        try:
-            argv = ("/bin/sh", *kill.argv[1:])
+        argv = ("/bin/sh", *kill.argv[1:])
+        with suppress(OSError, subprocess.SubprocessError):  # then the group alone
             subprocess.run(
                 argv, env={}, stdin=subprocess.DEVNULL, capture_output=True, timeout=kill.timeout, check=False
             )
-        except (OSError, subprocess.SubprocessError):
-            pass  # then the group alone
-    # Whether the leader has gone or not: a child that ignored TERM must not outlive it.
     finally:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-    try:
+        # Whether the leader has gone or not: a child that ignored TERM must not outlive it.
+        _signal(process, signal.SIGKILL)
+    with suppress(subprocess.TimeoutExpired):  # in the kernel's hands, as on a dead file server; nobody can end it
         process.wait(GRACE)
-    except subprocess.TimeoutExpired:
-        pass  # in the kernel's hands, as on a dead file server; nobody can end it
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
