@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nixops.deploy.plan import Subject
 from nixops.deploy.session import Session
+from nixops.deploy.subject import Subject
 from nixops.errors import BuildFailed
 from nixops.nix.copy import import_closure
 from nixops.nix.store_uri import StoreUri

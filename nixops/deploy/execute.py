@@ -15,10 +15,11 @@ from nixops.deploy.guard import recover
 from nixops.deploy.host import HostFacts, read_facts
 from nixops.deploy.journal import Journal
 from nixops.deploy.lease import Lease
-from nixops.deploy.plan import Plan, Subject, evaluate, render_facts, rendered_files
+from nixops.deploy.plan import Plan, evaluate, render_facts, rendered_files
 from nixops.deploy.result import Outcome
 from nixops.deploy.retire import retire
 from nixops.deploy.session import Session
+from nixops.deploy.subject import Subject
 from nixops.deploy.undo import Clients, undo
 from nixops.errors import HostFault, HostStateUnknown, Leased, NixopsError
 from nixops.forge.shapes import RunnerInfo

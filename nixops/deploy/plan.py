@@ -13,11 +13,12 @@ from nixops.deploy.credentials import Credential, decide, wanted, wider_than_tru
 from nixops.deploy.host import HostFacts, read_facts
 from nixops.deploy.retire import Retired, find_retired
 from nixops.deploy.session import Session
+from nixops.deploy.subject import Subject
 from nixops.errors import BuildFailed, UsageError
 from nixops.forge.shapes import RunnerInfo
 from nixops.forge.version import ForgejoVersion
 from nixops.inventory.derived import kv_paths
-from nixops.inventory.model import Host, ManagedRunner, Scope
+from nixops.inventory.model import Scope
 from nixops.nix.closure import ClosureDiff, closure_diff, requisites
 from nixops.render.context import RunnerFacts
 from nixops.render.flake import FlakeAnswer, check_flake, flake_reference, overlay
@@ -26,23 +27,12 @@ from nixops.render.runner import RenderedFile, render_runner
 from nixops.render.state import uncommitted
 from nixops.transport.command import Runner
 from nixops.transport.exec import Cancellation, cancellable
-from nixops.values import HostName, RepoName, RunnerName, StorePath
+from nixops.values import RepoName, StorePath
 from nixops.vault.approle import RolePlan
 from nixops.vault.deliver import HostAppRole, approle_delivered
 from nixops.verify.run import planned_checks
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """Which runner on which host, with its inventory; ``templates``: a directory that overrides shipped ones."""
-
-    host_name: HostName
-    host: Host
-    name: RunnerName
-    runner: ManagedRunner
-    templates: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from nixops.errors import ExitCode
 from nixops.ui.report import Step
 from nixops.verify.model import CheckResult
+
+# Of each task's document; a change that breaks its readers gets another number.
+DEPLOY_SCHEMA: Final = "nixops/deploy/1"
+VERIFY_SCHEMA: Final = "nixops/verify/1"
+RENDER_SCHEMA: Final = "nixops/render/1"
 
 
 class Outcome(StrEnum):

@@ -1,128 +1,66 @@
-"""The two commands about one runner, from options to an exit code: ``deploy-runner`` and ``verify-runner``."""
+"""The course of ``deploy-runner`` and ``verify-runner``, once it is known which runner on which host they are about."""
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
 
 from nixops.deploy import journal as journals
 from nixops.deploy.execute import Executed, checks_of, execute, recover_first
-from nixops.deploy.plan import Plan, Subject, make_plan
-from nixops.deploy.result import BY_EXIT_CODE, Document, HostResult, Outcome
+from nixops.deploy.plan import Plan, make_plan
+from nixops.deploy.result import BY_EXIT_CODE, DEPLOY_SCHEMA, VERIFY_SCHEMA, Document, HostResult, Outcome
 from nixops.deploy.session import Session
 from nixops.deploy.show import show_checks, show_plan
+from nixops.deploy.subject import DeployOptions, Subject
 from nixops.errors import ChecksFailed, Declined, HostFault, Interrupted, NixopsError, UsageError
-from nixops.inventory.load import load, locate
 from nixops.render.state import commit_files
-from nixops.secret import Redactor
-from nixops.ui.ending import terminated_like_interrupted, told
 from nixops.ui.question import answered_yes
 from nixops.ui.report import Reporter
 from nixops.verify.model import CheckResult
 
-SCHEMA: Final = "nixops/deploy/1"
-VERIFY_SCHEMA: Final = "nixops/verify/1"
 
-
-@dataclass(frozen=True)
-class DeployOptions:
-    """The command line of ``deploy-runner`` and ``verify-runner``."""
-
-    host: str | None = None
-    runner: str | None = None
-    plan_only: bool = False
-    yes: bool = False
-    inventory: str = "inventory/hosts.yml"
-    format: str = "text"
-    adopt: bool = False
-    commit: bool = False
-    templates: str | None = None
-
-    @property
-    def json(self) -> bool:
-        return self.format == "json"
-
-
-@contextmanager
-def task_session(options: DeployOptions, schema: str) -> Iterator[tuple[Session, Subject, Reporter]]:
-    """The session of a task. Errors leave it with their secrets replaced.
-
-    :param schema: of the document that says, in JSON mode, what kept the task from knowing its host.
-    """
-    if options.format not in ("text", "json"):
-        raise UsageError(f"--format {options.format} is not known", hint="text or json")
-    redactor = Redactor()
-    reporter = Reporter(redactor)
-    with terminated_like_interrupted():
-        try:
-            loaded = load(locate(options.inventory, Path.cwd()))
-            host_name, runner_name = loaded.target(options.host, options.runner)
-            host = loaded.host(host_name)[1]
-            runner = loaded.runner(host_name, runner_name)[1]
-            with Session(loaded, redactor, os.environ) as session:
-                templates = Path(options.templates) if options.templates else None
-                if templates is not None and not templates.is_dir():
-                    raise UsageError(f"--templates {templates} is no directory")
-                yield session, Subject(host_name, host, runner_name, runner, templates), reporter
-        except (Exception, KeyboardInterrupt) as caught:
-            if os.environ.get("NIXOPS_TRACEBACK") and not isinstance(caught, NixopsError):
-                raise
-            error = told(caught, redactor, options.inventory)
-            if options.json and not reporter.documented:
-                outcome = BY_EXIT_CODE.get(error.exit_code, Outcome.FAILED)
-                reporter.document(Document(schema, outcome, [], str(error)).dumps())
-            raise error from None
-
-
-def deploy_runner(options: DeployOptions) -> None:
+def deploy(session: Session, subject: Subject, options: DeployOptions, reporter: Reporter) -> None:
     """Plan, show, ask, deploy, report.
 
     :raises NixopsError: of the class whose exit code says how it ended.
     """
-    with task_session(options, SCHEMA) as (session, subject, reporter):
-        plan: Plan | None = None
-        problem: NixopsError | None = None
+    plan: Plan | None = None
+    problem: NixopsError | None = None
+    try:
+        transport = session.connect(subject.host_name, subject.host)
+        if not options.plan_only:
+            recover_first(session, subject, transport, reporter)
+        with reporter.step("planning"):
+            plan = make_plan(session, subject, transport, adopt=options.adopt, on_note=reporter.warn)
+        if not options.json:
+            show_plan(plan, reporter)
+        if options.plan_only:
+            result = _planned(plan, options, reporter)
+        elif not plan.changes:
+            result, problem = _unchanged(session, plan, options, reporter)
+        else:
+            _ask(options)
+            executed = execute(
+                session,
+                plan,
+                transport,
+                reporter,
+                connect=lambda: session.connect(subject.host_name, subject.host),
+                adopt=options.adopt,
+            )
+            result, problem = _committed(session, plan, executed, options, reporter)
+    except (NixopsError, KeyboardInterrupt) as caught:
+        error = caught if isinstance(caught, NixopsError) else Interrupted("interrupted")
+        problem = error
+        outcome = BY_EXIT_CODE.get(error.exit_code, Outcome.FAILED)
+        running = plan.facts.running if plan else None
+        result = HostResult(subject.host_name, outcome, running, None, reporter.steps, error=str(error))
+    if options.json:
         try:
-            transport = session.connect(subject.host_name, subject.host)
-            if not options.plan_only:
-                recover_first(session, subject, transport, reporter)
-            with reporter.step("planning"):
-                plan = make_plan(session, subject, transport, adopt=options.adopt, on_note=reporter.warn)
-            if not options.json:
-                show_plan(plan, reporter)
-            if options.plan_only:
-                result = _planned(plan, options, reporter)
-            elif not plan.changes:
-                result, problem = _unchanged(session, plan, options, reporter)
-            else:
-                _ask(options)
-                executed = execute(
-                    session,
-                    plan,
-                    transport,
-                    reporter,
-                    connect=lambda: session.connect(subject.host_name, subject.host),
-                    adopt=options.adopt,
-                )
-                result, problem = _committed(session, plan, executed, options, reporter)
-        except (NixopsError, KeyboardInterrupt) as caught:
-            error = caught if isinstance(caught, NixopsError) else Interrupted("interrupted")
-            problem = error
-            outcome = BY_EXIT_CODE.get(error.exit_code, Outcome.FAILED)
-            running = plan.facts.running if plan else None
-            result = HostResult(subject.host_name, outcome, running, None, reporter.steps, error=str(error))
-        if options.json:
-            try:
-                reporter.document(Document(SCHEMA, result.outcome, [result]).dumps())
-            except HostFault as fault:
-                problem = problem or _unsaid(fault, result.outcome, subject)
-        if problem is not None:
-            raise problem
+            reporter.document(Document(DEPLOY_SCHEMA, result.outcome, [result]).dumps())
+        except HostFault as fault:
+            problem = problem or _unsaid(fault, result.outcome, subject)
+    if problem is not None:
+        raise problem
 
 
 def _unsaid(fault: HostFault, outcome: Outcome, subject: Subject) -> HostFault:
@@ -212,21 +150,20 @@ def _failed(checks: tuple[CheckResult, ...], subject: Subject) -> ChecksFailed |
     return ChecksFailed(f"{subject.name} on {subject.host_name}: {len(failed)} check(s) failed: {', '.join(failed)}")
 
 
-def verify_alone(options: DeployOptions) -> None:
+def verify(session: Session, subject: Subject, options: DeployOptions, reporter: Reporter) -> None:
     """The checks alone.
 
     :raises ChecksFailed: at least one failed and is no accepted risk.
     """
-    with task_session(options, VERIFY_SCHEMA) as (session, subject, reporter):
-        transport = session.connect(subject.host_name, subject.host)
-        with reporter.step("checking"):
-            checks = checks_of(session, subject)(transport)
-        if options.json:
-            ok = all(c.ok for c in checks)
-            outcome = Outcome.UNCHANGED if ok else Outcome.FAILED
-            result = HostResult(subject.host_name, outcome, steps=reporter.steps, checks=checks)
-            reporter.document(Document(VERIFY_SCHEMA, outcome, [result]).dumps())
-        else:
-            show_checks(checks, reporter)
-        if problem := _failed(checks, subject):
-            raise problem
+    transport = session.connect(subject.host_name, subject.host)
+    with reporter.step("checking"):
+        checks = checks_of(session, subject)(transport)
+    if options.json:
+        ok = all(c.ok for c in checks)
+        outcome = Outcome.UNCHANGED if ok else Outcome.FAILED
+        result = HostResult(subject.host_name, outcome, steps=reporter.steps, checks=checks)
+        reporter.document(Document(VERIFY_SCHEMA, outcome, [result]).dumps())
+    else:
+        show_checks(checks, reporter)
+    if problem := _failed(checks, subject):
+        raise problem

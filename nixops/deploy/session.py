@@ -7,23 +7,25 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from nixops.errors import UsageError
-from nixops.forge.forgejo import Forgejo
 from nixops.inventory.load import Loaded
 from nixops.inventory.model import Config, Host, SecretRef
 from nixops.nix.verbs import Nix
 from nixops.secret import Redactor, Secret
 from nixops.transport.local import LocalRunner
 from nixops.transport.openssh import OpenSshFiles
-from nixops.transport.ssh import SshRunner
 from nixops.transport.target import SshTarget
 from nixops.values import HostName
-from nixops.vault.approle import HostRoles
-from nixops.vault.openbao import OpenBao
 from nixops.vault.refs import resolve_ref, secret_variables
 from nixops.vault.settings import BaoSettings, settings_from
+
+if TYPE_CHECKING:  # paramiko, requests and hvac are only loaded by those who use them
+    from nixops.forge.forgejo import Forgejo
+    from nixops.transport.ssh import SshRunner
+    from nixops.vault.approle import HostRoles
+    from nixops.vault.openbao import OpenBao
 
 
 class Session:
@@ -69,6 +71,8 @@ class Session:
 
     def connect(self, name: HostName, host: Host) -> SshRunner:
         """A connection of its own to a host; opened when it is first used, closed with the session."""
+        from nixops.transport.ssh import SshRunner
+
         password = host.sudo_password
         runner = SshRunner(
             self.target(name, host),
@@ -109,6 +113,8 @@ class Session:
 
     @functools.cached_property
     def _forge(self) -> Forgejo:
+        from nixops.forge.forgejo import Forgejo
+
         forge = self.loaded.inventory.forge
         if forge is None:
             raise UsageError(f"{self.loaded.file} has no `forge`", hint="say which: forge: {url: …, token: {env: …}}")
@@ -132,10 +138,14 @@ class Session:
 
     @functools.cached_property
     def _bao(self) -> OpenBao:
+        from nixops.vault.openbao import OpenBao
+
         return OpenBao(self.bao_settings, self.redactor)
 
     def roles(self) -> HostRoles:
         """The hosts' AppRoles and policies."""
+        from nixops.vault.approle import HostRoles
+
         vault = self.loaded.inventory.vault
         return HostRoles(self.bao(), mount=vault.host_approle_mount, prefix=vault.role_prefix)
 

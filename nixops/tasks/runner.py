@@ -43,7 +43,8 @@ def deploy_runner(  # type: ignore[no-untyped-def]  # invoke inspects the plain 
     templates=None,
 ):
     """From the inventory to a verified runner on a host: plan, ask, deploy, check, commit or roll back."""
-    from nixops.deploy.runner import DeployOptions, deploy_runner
+    from nixops.deploy.commands import deploy_runner
+    from nixops.deploy.subject import DeployOptions
 
     deploy_runner(
         DeployOptions(
@@ -64,9 +65,10 @@ def deploy_runner(  # type: ignore[no-untyped-def]  # invoke inspects the plain 
 @guarded
 def verify_runner(c, host=None, runner=None, inventory="inventory/hosts.yml", format="text"):  # type: ignore[no-untyped-def]  # as above
     """Run the security and health checks of a runner alone; ends with 5 when one fails."""
-    from nixops.deploy.runner import DeployOptions, verify_alone
+    from nixops.deploy.commands import verify_runner
+    from nixops.deploy.subject import DeployOptions
 
-    verify_alone(DeployOptions(host=host, runner=runner, inventory=inventory, format=format))
+    verify_runner(DeployOptions(host=host, runner=runner, inventory=inventory, format=format))
 
 
 @task(
@@ -83,10 +85,10 @@ def render(  # type: ignore[no-untyped-def]  # as above
     c, host=None, runner=None, plan=False, inventory="inventory/hosts.yml", format="text", adopt=False, templates=None
 ):
     """Write a runner's files into the checkout and deploy nothing; asks only OpenBao, for versions."""
-    from nixops.deploy.rendering import render_alone
-    from nixops.deploy.runner import DeployOptions
+    from nixops.deploy.commands import render
+    from nixops.deploy.subject import DeployOptions
 
-    render_alone(
+    render(
         DeployOptions(
             host=host,
             runner=runner,
