@@ -15,15 +15,19 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from nixops.lab.host import LabHost
+from tests.lab.starts import ProgramStarts
 
-# A sweep over /proc takes a few milliseconds; between two of them the machine's other work goes on.
+# A sweep over /proc takes a few milliseconds; between two of them the machine's other work goes on. Where the kernel
+# tells of every program that starts, sweeps are only for processes that change their own arguments.
 PAUSE = 0.015
+PAUSE_WHEN_TOLD = 0.04
 FILE_LIMIT = 32 * 1024 * 1024
 # The lab's image `refused`, with a program as bad as can be: it tells its login to everybody and fails.
 TELLTALE = r"""
@@ -132,32 +136,47 @@ class Watch:
         # for each pair of process and arguments, and a second time in case the first came too early.
         known: dict[tuple[str, bytes], int] = {}
         last = time.monotonic()
-        while not self._stop.is_set():
-            for pid in filter(str.isdigit, os.listdir("/proc")):  # noqa: PTH208 - a hundred thousand Path objects a run
-                arguments = _read(f"/proc/{pid}/cmdline")
-                if not arguments or known.get((pid, arguments), 0) >= 2:
+        with ExitStack() as stack:
+            try:
+                starts = stack.enter_context(ProgramStarts())
+            except OSError:
+                starts = None
+            while not self._stop.is_set():
+                for pid in filter(str.isdigit, os.listdir("/proc")):  # noqa: PTH208 - a hundred thousand Path objects a run
+                    arguments = _read(f"/proc/{pid}/cmdline")
+                    if arguments and known.get((pid, arguments), 0) < 2:
+                        known[pid, arguments] = known.get((pid, arguments), 0) + 1
+                        self._look(pid, arguments)
+                self.sweeps += 1
+                self.longest = max(self.longest, time.monotonic() - last)
+                last = time.monotonic()
+                if starts is None:
+                    self._stop.wait(PAUSE)
                     continue
-                known[pid, arguments] = known.get((pid, arguments), 0) + 1
-                environment = _read(f"/proc/{pid}/environ")
-                group = _read(f"/proc/{pid}/cgroup").decode(errors="replace")
-                self.seen.add(Seen(group, arguments, environment))
-            self.sweeps += 1
-            self.longest = max(self.longest, time.monotonic() - last)
-            last = time.monotonic()
-            self._stop.wait(PAUSE)
+                try:
+                    for number in starts.within(PAUSE_WHEN_TOLD):
+                        if arguments := _read(f"/proc/{number}/cmdline"):
+                            self._look(str(number), arguments)
+                except OSError:
+                    continue  # more started at once than could be kept: a sweep sees those that are still there
+
+    def _look(self, pid: str, arguments: bytes) -> None:
+        environment = _read(f"/proc/{pid}/environ")
+        group = _read(f"/proc/{pid}/cgroup").decode(errors="replace")
+        self.seen.add(Seen(group, arguments, environment))
 
     def _temporary(self) -> None:
         known: set[tuple[str, int, int]] = set()
         while not self._stop.is_set():
             for path in _below(self.directory):
                 try:
-                    about = path.lstat()
-                    key = (str(path), about.st_size, about.st_mtime_ns)
-                    if stat.S_ISREG(about.st_mode) and key not in known and about.st_size < FILE_LIMIT:
-                        known.add(key)
-                        self.files[f"{path} ({len(known)})"] = path.read_bytes()
+                    about = os.lstat(path)
                 except OSError:
                     continue  # gone already
+                key = (path, about.st_size, about.st_mtime_ns)
+                if key not in known and (content := _content(path)) is not None:
+                    known.add(key)
+                    self.files[f"{path} ({len(known)})"] = content
             self._stop.wait(PAUSE)
 
     def leaks(self, needles: Needles, allowed: Callable[[Seen], Seen]) -> list[str]:
@@ -184,10 +203,26 @@ def _read(path: str) -> bytes:
         return b""  # it has ended
 
 
-def _below(directory: Path) -> Iterator[Path]:
-    for root, _, files in os.walk(directory):
-        for name in files:
-            yield Path(root, name)
+def _below(directory: Path, leave_out: Iterable[Path] = ()) -> Iterator[str]:
+    """The files below a directory; what is left out is not even entered, since it may be all that tests ever made."""
+    left = {str(each) for each in leave_out}
+    if any(str(each) in left for each in (directory, *directory.parents)):
+        return
+    for root, directories, files in os.walk(directory):
+        directories[:] = [name for name in directories if f"{root}/{name}" not in left]
+        yield from (path for name in files if (path := f"{root}/{name}") not in left)
+
+
+def _content(path: str, since: float = 0.0) -> bytes | None:
+    """A regular file that is not too long to be looked through; None for anything else, and for what is gone."""
+    try:
+        about = os.lstat(path)
+        if not stat.S_ISREG(about.st_mode) or about.st_mtime < since or about.st_size >= FILE_LIMIT:
+            return None
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - see above
+            return file.read()
+    except OSError:
+        return None
 
 
 class Recorders:
@@ -236,16 +271,9 @@ def files_below(directory: Path, *, leave_out: Iterable[Path] = (), since: float
 
     :param since: only those changed at or after this time (seconds since the epoch).
     """
-    left = tuple(leave_out)
-    for path in _below(directory):
-        if any(path.is_relative_to(each) for each in left):
-            continue
-        try:
-            about = path.lstat()
-            if stat.S_ISREG(about.st_mode) and about.st_mtime >= since and about.st_size < FILE_LIMIT:
-                yield str(path), path.read_bytes()
-        except OSError:
-            continue
+    for path in _below(directory, leave_out):
+        if (content := _content(path, since)) is not None:
+            yield path, content
 
 
 def memory_files(host: LabHost, *directories: str) -> Iterator[tuple[str, bytes]]:

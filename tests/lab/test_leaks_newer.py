@@ -12,6 +12,7 @@ from nixops.lab.setting import Invoked
 from tests.lab.deploying import setting_for
 from tests.lab.hunting import Hunt, audit_of, hunt_through_deploys
 from tests.lab.leaks import leaks_in
+from tests.lab.starts import ProgramStarts
 
 
 def test_no_credential_of_the_newer_module_is_anywhere_but_where_it_has_to_be(tmp_path: Path) -> None:
@@ -75,6 +76,16 @@ def test_each_detector_finds_what_is_planted(tmp_path: Path) -> None:
         ):
             found = leaks_in(place, needles)
             assert any(expected in leak for leak in found), (expected, found)
+
+
+def test_a_watch_is_told_of_programs_that_start_between_its_sweeps() -> None:
+    """Proves that the kernel tells of each program as it starts, on this machine's own side: those that run for less
+    than the pause between two sweeps are seen too."""
+    with ProgramStarts() as starts:
+        began = [subprocess.Popen(["sleep", "0.01"]) for _ in range(5)]
+        told = set(starts.within(0.5))
+    assert told >= {process.pid for process in began}
+    assert [process.wait() for process in began] == [0] * 5
 
 
 def _encoded(value: str) -> str:

@@ -11,7 +11,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -62,27 +61,26 @@ esac
 """
 
 # `kill` ends the unit's whole session, as systemd ends a control group.
-_SYSTEMCTL = """#!{python} -IS
-import os, pathlib, signal, sys
-if sys.argv[1] == "list-units":
-    failed = pathlib.Path("{root}/failed")
-    print(failed.read_text() if failed.exists() else "", end="")
-    sys.exit()
-unit = sys.argv[-1].split("-")[1]
-pid = pathlib.Path("{root}/units", unit)
-if sys.argv[1] == "kill" and pid.exists():
-    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
-        try:
-            if stat.read_text().rsplit(")", 1)[1].split()[3] == pid.read_text():
-                os.kill(int(stat.parent.name), signal.SIGKILL)
-        except OSError:
-            pass
+_SYSTEMCTL = """#!/bin/sh
+for unit do :; done
+unit=${{unit#nixops-}}; unit=${{unit%%-*}}
+case $1 in
+list-units) [ ! -e {root}/failed ] || cat {root}/failed ;;
+kill) [ ! -e {root}/units/$unit ] || {pkill} -KILL --session "$(cat {root}/units/$unit)" ;;
+esac
+exit 0
 """
 
 _SYNC = """#!/bin/sh
 [ -e {root}/fault/sync ] && exit 1
 exit 0
 """
+
+
+def _found(program: str) -> str:
+    found = shutil.which(program)
+    assert found is not None, f"this machine has no {program}"
+    return found
 
 
 def _boot_id() -> str:
@@ -106,11 +104,9 @@ class GuardHost:
         tools = self.root / "tools"
         tools.mkdir()
         for name in REAL_TOOLS:
-            found = shutil.which(name)
-            assert found is not None, f"this machine has no {name}"
-            (tools / name).symlink_to(found)
+            (tools / name).symlink_to(_found(name))
         self._program(tools / "nix-env", _NIX_ENV)
-        self._program(tools / "systemctl", _SYSTEMCTL)
+        self._program(tools / "systemctl", _SYSTEMCTL, pkill=_found("pkill"))
         self._program(tools / "sync", _SYNC)
         for name in (OLD, NEW, THIRD):
             self._program(self.store(name) / "bin/switch-to-configuration", _SWITCH, name=name)
@@ -123,7 +119,7 @@ class GuardHost:
 
     def _program(self, path: Path, text: str, **values: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text.format(root=self.root, python=sys.executable, **values))
+        path.write_text(text.format(root=self.root, **values))
         path.chmod(0o755)
 
     def store(self, name: str) -> Path:
@@ -241,8 +237,8 @@ class GuardHost:
             if process.poll() is None:
                 os.kill(process.pid, signal.SIGCONT)
             process.wait(timeout=1) if process.poll() is not None else None
-        for unit in ("guard", "watchdog", "recover"):
-            self.kill(unit)
+        for unit in (self.root / "units").iterdir():
+            self.kill(unit.name)
         for process in self.running_units:
             process.wait(timeout=10)
 
