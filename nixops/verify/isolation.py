@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from nixops.verify.listing import Entry, list_files
-from nixops.verify.model import Check, Subject, Verdict, failed, passed
+from nixops.verify.model import Check, Subject, Trying, Verdict, failed, passed
 from nixops.verify.probe import Target, told, try_to_open
 from nixops.verify.unit import UnitFacts
 
@@ -52,7 +52,7 @@ def _targets(subject: Subject, name: str, other: UnitFacts) -> list[Target]:
     return targets + [Target(e.path, e.identity) for e in theirs[:_MOST]]
 
 
-def instances_separate(subject: Subject) -> Verdict:
+def instances_separate(subject: Subject) -> Trying:
     """No state, credential or environment of another instance is open to the runner's user, nor of any other
     service below /var/lib/private.
 
@@ -71,7 +71,7 @@ def instances_separate(subject: Subject) -> Verdict:
         for e in private
         if e.path != "/var/lib/private" and e.path not in ours and e.path not in {t.path for t in targets}
     ]
-    opened = try_to_open(subject, targets)
+    opened = yield from try_to_open(targets)
     if opened:
         return failed(
             expected="nothing of other instances and services open to the runner's user",

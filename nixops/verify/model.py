@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -137,6 +138,26 @@ class Subject:
     patience: Patience = field(default_factory=Patience)
 
 
+@dataclass(frozen=True)
+class Trial:
+    """What a check wants to have tried where the runner's jobs run (:mod:`nixops.verify.probe` says how).
+
+    :ivar body: shell text, as of a function: ``return`` ends it. ``$RUNNER_PATH`` is the PATH of the running service;
+        on PATH it follows the host's own tools. What it says on stdout are the lines that the check is given.
+    :ivar args: its ``$1``…
+    :ivar timeout: seconds.
+    """
+
+    body: str
+    args: tuple[str, ...] = ()
+    timeout: float = 60.0
+
+
+# A check that has to have something tried: it yields a trial, is given the lines, and returns its verdict. What the
+# checks of a runner yield is tried together, since a unit for each costs more than all that is tried in it.
+Trying = Generator[Trial, Sequence[str], Verdict]
+
+
 def _always(host: model.Host, name: RunnerName, runner: model.ManagedRunner) -> bool:
     del host, name, runner
     return True
@@ -146,12 +167,18 @@ def _always(host: model.Host, name: RunnerName, runner: model.ManagedRunner) -> 
 class Check:
     """One thing that must hold.
 
-    :ivar run: decides it; raises :class:`Undecided` (a failure), or Unreachable when the host is gone.
+    :ivar run: decides it, at once or by trials; raises :class:`Undecided` (a failure), or Unreachable when the host is
+        gone.
     :ivar applies: whether the inventory asks for it at all; no host is needed to say.
     :ivar risk: the key of ``accepted_risks`` that accepts its failure. Most have none: they are boundaries.
     """
 
     name: str
-    run: Callable[[Subject], Verdict]
+    run: Callable[[Subject], Verdict | Trying]
     applies: Callable[[model.Host, RunnerName, model.ManagedRunner], bool] = _always
     risk: str | None = None
+
+    @property
+    def tries(self) -> bool:
+        """Whether it may have something tried before it is decided."""
+        return inspect.isgeneratorfunction(self.run)

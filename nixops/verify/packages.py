@@ -6,8 +6,7 @@ import re
 from pathlib import PurePosixPath
 from typing import Final
 
-from nixops.verify.model import Check, Subject, Verdict, failed, passed
-from nixops.verify.probe import as_runner
+from nixops.verify.model import Check, Subject, Trial, Trying, failed, passed
 
 # What a package of nixpkgs brings, where the program is not called as the attribute is. One or two programs of
 # each are enough to tell that its bin directory is there. No shell builtins: they are found without a PATH.
@@ -105,7 +104,7 @@ def _named_on_path(package: str, path: tuple[str, ...]) -> bool:
     )
 
 
-def host_packages(subject: Subject) -> Verdict:
+def host_packages(subject: Subject) -> Trying:
     """Each package's programs are found as a job would find them: in the unit's sandbox, on the service's PATH.
 
     A package whose programs are not known by name also counts when a PATH entry has its name in the store.
@@ -114,9 +113,8 @@ def host_packages(subject: Subject) -> Verdict:
         return failed(expected="a running service with a PATH", found="no process", todo="start the unit")
     path, packages = subject.facts.process.path, subject.runner.packages
     wanted = dict.fromkeys(program for package in packages for program in programs_of(package))
-    found = {
-        program for line in as_runner(subject, _LOOK, wanted) for program, _, at in [line.partition(" ")] if "/" in at
-    }
+    lines = yield Trial(_LOOK, tuple(wanted))
+    found = {program for line in lines for program, _, at in [line.partition(" ")] if "/" in at}
     missing = [
         package
         for package in packages

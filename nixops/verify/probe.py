@@ -2,19 +2,20 @@
 
 What a file's mode says is one thing; what a job can open is another, once user, groups, mounts and capabilities
 have their say. So the checks try, on the host, and only the outcome leaves it: a secret is read into /dev/null.
+All that the checks want to have tried is tried in one unit: to make it ready costs a host more than the rest.
 """
 
 from __future__ import annotations
 
 import secrets
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from nixops.errors import Undecided
 from nixops.transport.command import Command
-from nixops.verify.model import Subject
+from nixops.verify.model import Subject, Trial
 from nixops.verify.tools import PREAMBLE, TOOLS_PATH
 from nixops.verify.unit import SANDBOX, UnitFacts
 
@@ -23,22 +24,35 @@ _EMPTY_IS_A_VALUE: Final = frozenset({"CapabilityBoundingSet"})
 # What systemctl prints for nothing at all (an empty deny list), and for what it cannot print.
 _NOT_GIVEN: Final = frozenset({"", "~", "[not set]", "[unprintable]"})
 
-# Before anything is tried, the probe shows that it can read at all: a missing `cat` must not look like a closed
-# file. The shell reads its script from stdin, so the body gets another one.
+# Before anything is tried, the probe shows that it can read at all: a missing `cat` must not look like a closed file.
+# The shell reads its script from stdin, so what is tried gets another one.
 _FRAME: Final = """
 RUNNER_PATH={runner_path}
-PATH={tools}${{RUNNER_PATH:+:$RUNNER_PATH}}; export PATH
-set -- {args}
+PATH={tools}${{RUNNER_PATH:+:$RUNNER_PATH}}; export RUNNER_PATH PATH
+cat /proc/self/status > /dev/null && stat -Lc %d:%i / > /dev/null && ls -A / > /dev/null && timeout 9 true || exit 3
+while read -r key value rest; do
+    if [ "$key" = Uid: ]; then echo "{mark} uid $value"; fi
+done < /proc/self/status
+"""
+
+# Each in a shell of its own: what one changes, ends or does not end is nothing to the others. That it came to its end
+# is said by an exit code, and in words only by the shell around it, which alone knows the mark. An empty line goes
+# before each of those, since what was tried may have been stopped within a line.
+_ENDED: Final = 77
+_TRIAL: Final = """
+echo; echo "{mark} begin {number}"
+timeout -k 5 {seconds:.0f} /bin/sh -c {text} sh {args} < /dev/null
+[ $? != {ended} ] || {{ echo; echo "{mark} end {number}"; }}
+"""
+_TEXT: Final = """
 probe() {{
 {body}
 }}
-cat /proc/self/status > /dev/null && stat -Lc %d:%i / > /dev/null && ls -A / > /dev/null || exit 3
-while read -r key value rest; do
-    if [ "$key" = Uid: ]; then echo "@uid $value"; fi
-done < /proc/self/status
-probe "$@" < /dev/null
-echo "@end"
+probe "$@"
+exit {ended}
 """
+# All of a round together may take so much longer than its longest trial alone (s).
+_ROUND: Final = 60.0
 
 _TRY: Final = """
 i=0
@@ -92,58 +106,93 @@ def sandbox(facts: UnitFacts) -> tuple[str, ...]:
     return tuple(given)
 
 
-def as_runner(subject: Subject, body: str, args: Iterable[str] = (), *, timeout: float = 60.0) -> list[str]:
-    """Run the shell text ``body`` with ``args`` as ``$1``… where the runner's jobs run, and return its lines.
+def run_trials(subject: Subject, trials: Sequence[Trial]) -> list[tuple[str, ...] | Undecided]:
+    """Run every trial, one after the other, in one transient unit where the runner's jobs run.
 
-    ``$RUNNER_PATH`` is the PATH of the running service; on PATH it follows the host's own tools.
-
-    :param timeout: seconds; the host itself ends the probe then, whatever becomes of the connection.
-    :raises Undecided: the probe did not run to its end, or not as the service's user.
+    :return: for each the lines that it said, or why it is not known what it would have said: it did not end in its
+        time, which the host itself sees to whatever becomes of the connection.
+    :raises Undecided: nothing was tried: there is no unit like the runner's, or it had another user.
     """
     facts = subject.facts
     if not facts.exists:
         raise Undecided(f"{subject.unit} is not a unit of {subject.host_name}: nothing can be tried as its user")
-    script = _FRAME.format(
-        runner_path=shlex.quote(":".join(facts.process.path) if facts.process else ""),
-        tools=TOOLS_PATH,
-        args=" ".join(shlex.quote(a) for a in args),
-        body=body,
-    )
+    # Of this round alone: nothing that a trial passes on is taken for what is said about it.
+    mark = f"@{secrets.token_hex(8)}"
+    seconds = max(trial.timeout for trial in trials) + _ROUND
     properties = [p for value in sandbox(facts) for p in ("-p", value)]
     result = subject.transport.run(
         Command.of(
             *("sh", "-c", PREAMBLE + 'exec "$@"', "sh"),
             *("systemd-run", "--quiet", "--pipe", "--wait", "--collect", "--service-type=exec"),
-            *("--unit=nixops-verify-" + secrets.token_hex(6), "-p", f"RuntimeMaxSec={timeout:.0f}", *properties),
+            *("--unit=nixops-verify-" + secrets.token_hex(6), "-p", f"RuntimeMaxSec={seconds:.0f}", *properties),
             *("--", "/bin/sh"),
-            stdin=script.encode(errors="surrogateescape"),
+            stdin=_script(facts, mark, trials).encode(errors="surrogateescape"),
             root=True,
-            timeout=timeout + 10,
+            timeout=seconds + 10,
             title="trying as the runner's user",
         )
     )
-    lines = result.out.splitlines()
-    if "@end" not in lines:
+    uid, said = _said(result.out.splitlines(), mark)
+    if uid is None:
         raise Undecided(
             f"could not try as the runner's user on {subject.host_name} (exit code {result.code})",
             hint="systemd-run must be able to start a unit with the properties of " + subject.unit,
             detail=result.tail(5),
         )
-    uid = next((line.split()[1] for line in lines if line.startswith("@uid ")), "")
     if facts.process is not None and uid != str(facts.process.uid):
         raise Undecided(f"the probe ran as uid {uid}, the runner as {facts.process.uid}: what it found proves nothing")
-    return [line for line in lines if line and not line.startswith("@")]
+    return [
+        said[number]
+        if number in said
+        else Undecided(
+            f"could not try as the runner's user on {subject.host_name}: it did not come to its end, for which it had "
+            f"{trial.timeout:.0f} s",
+            detail=result.tail(5),
+        )
+        for number, trial in enumerate(trials)
+    ]
 
 
-def try_to_open(subject: Subject, targets: Sequence[Target]) -> tuple[Access, ...]:
-    """What of ``targets`` the runner's user can read, list or write. Their content goes nowhere.
+def _script(facts: UnitFacts, mark: str, trials: Sequence[Trial]) -> str:
+    runner_path = shlex.quote(":".join(facts.process.path) if facts.process else "")
+    return _FRAME.format(runner_path=runner_path, tools=TOOLS_PATH, mark=mark) + "".join(
+        _TRIAL.format(
+            mark=mark,
+            number=number,
+            seconds=trial.timeout,
+            ended=_ENDED,
+            text=shlex.quote(_TEXT.format(body=trial.body, ended=_ENDED)),
+            args=" ".join(shlex.quote(a) for a in trial.args),
+        )
+        for number, trial in enumerate(trials)
+    )
 
-    :raises Undecided: as :func:`as_runner`.
-    """
+
+def _said(lines: Iterable[str], mark: str) -> tuple[str | None, dict[int, tuple[str, ...]]]:
+    """The uid that it ran as, and by its number what each trial said that came to its end."""
+    uid: str | None = None
+    said: dict[int, tuple[str, ...]] = {}
+    lines_of: list[str] = []
+    for line in lines:
+        if not line.startswith(mark + " "):
+            lines_of += [line] if line else []
+            continue
+        _, what, value = line.split(" ", 2)
+        if what == "uid":
+            uid = value
+        elif what == "begin":
+            lines_of = []
+        else:
+            said[int(value)] = tuple(lines_of)
+    return uid, said
+
+
+def try_to_open(targets: Sequence[Target]) -> Generator[Trial, Sequence[str], tuple[Access, ...]]:
+    """What of ``targets`` the runner's user can read, list or write. Their content goes nowhere."""
     if not targets:
         return ()
     found: list[Access] = []
-    for line in as_runner(subject, _TRY, [t.path for t in targets]):
+    for line in (yield Trial(_TRY, tuple(t.path for t in targets))):
         how, index, identity = (*line.split(" "), "")[:3]
         target = targets[int(index)]
         if target.identity is None or target.identity == identity:

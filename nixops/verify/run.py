@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from nixops.errors import Interrupted, NixopsError, Unreachable, UsageError, printable
@@ -13,13 +13,13 @@ from nixops.transport.command import Runner
 from nixops.transport.fleet import fan_out
 from nixops.values import RunnerName
 from nixops.verify import isolation, packages, registration, secret_files, service, store
-from nixops.verify.model import Check, CheckResult, ForgeListing, Patience, Subject, Verdict
+from nixops.verify.model import Check, CheckResult, ForgeListing, Patience, Subject, Trial, Trying, Verdict
+from nixops.verify.probe import run_trials
 from nixops.verify.risks import risk_results
 from nixops.verify.service import wait_until_up
 from nixops.verify.unit import read_units
 
-# In the order of the report. They run in this order too, as many at once as fit the channels of one connection
-# (sshd's MaxSessions is 10 by default, and others use it too); the one that waits for time to pass begins first.
+# In the order of the report.
 CHECKS: Final[tuple[Check, ...]] = (
     *service.CHECKS,
     *packages.CHECKS,
@@ -28,9 +28,14 @@ CHECKS: Final[tuple[Check, ...]] = (
     *store.CHECKS,
     *registration.CHECKS,
 )
-AT_ONCE: Final = 6
+# The checks that have something tried are one job beside the others, and ask at most so many things at once before. Of
+# all jobs together as much runs at once as fits the channels of one connection (sshd's MaxSessions is 10 by default,
+# and others use it too); the one that waits for time to pass begins first.
+AT_ONCE: Final = 3
+ASKING: Final = 4
 
 OnCheck = Callable[[CheckResult], None]
+Tell = Callable[[Iterable[CheckResult]], tuple[CheckResult, ...]]
 
 
 def _managed(host: model.Host, runner_name: RunnerName) -> model.ManagedRunner:
@@ -113,16 +118,7 @@ def verify_runner(
             patience=wait,
         )
 
-        telling = threading.Lock()
-
-        def one(check: Check) -> CheckResult:
-            result = _decide(check, subject)
-            if on_check is not None:
-                with telling:
-                    on_check(result)
-            return result
-
-        results = tuple(outcome.unwrap() for outcome in fan_out(checks, one, limit=AT_ONCE))
+        results = _decide_all(checks, subject, on_check)
     risks = risk_results(runner, _judged_risks())
     if on_check is not None:
         for risk in risks:
@@ -130,9 +126,91 @@ def verify_runner(
     return (*results, *risks)
 
 
-def _decide(check: Check, subject: Subject) -> CheckResult:
+def _decide_all(checks: Sequence[Check], subject: Subject, on_check: OnCheck | None) -> tuple[CheckResult, ...]:
+    """Every check's result, in the order of ``checks``."""
+    telling = threading.Lock()
+
+    def tell(results: Iterable[CheckResult]) -> tuple[CheckResult, ...]:
+        told = tuple(results)
+        if on_check is not None:
+            with telling:
+                for result in told:
+                    on_check(result)
+        return told
+
+    trying = [check for check in checks if check.tries]
+    first, *others = [[check] for check in checks if not check.tries]
+    jobs = [first, trying, *others]
+
+    def job(some: Sequence[Check]) -> tuple[CheckResult, ...]:
+        return _try_together(some, subject, tell) if some is trying else tell(_decided(_begun(some[0], subject)))
+
+    results = {r.name: r for outcome in fan_out(jobs, job, limit=AT_ONCE) for r in outcome.unwrap()}
+    return tuple(results[check.name] for check in checks)
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A check that is under way, and what it wants to have tried."""
+
+    check: Check
+    course: Trying
+    trial: Trial
+
+
+def _try_together(checks: Sequence[Check], subject: Subject, tell: Tell) -> tuple[CheckResult, ...]:
+    """Run checks to their ends, in rounds: what they want to have tried is tried together."""
+    steps = [outcome.unwrap() for outcome in fan_out(checks, lambda check: _begun(check, subject), limit=ASKING)]
+    results = tell(_decided(*steps))
+    while waiting := [step for step in steps if isinstance(step, _Waiting)]:
+        answers: Sequence[Sequence[str] | NixopsError]
+        try:
+            answers = run_trials(subject, [each.trial for each in waiting])
+        except (Unreachable, Interrupted):
+            raise
+        except NixopsError as error:
+            answers = [error] * len(waiting)
+        steps = [_resumed(each, answer, subject) for each, answer in zip(waiting, answers, strict=True)]
+        results += tell(_decided(*steps))
+    return results
+
+
+def _decided(*steps: CheckResult | _Waiting) -> list[CheckResult]:
+    return [step for step in steps if isinstance(step, CheckResult)]
+
+
+def _begun(check: Check, subject: Subject) -> CheckResult | _Waiting:
+    def begin() -> Verdict | _Waiting:
+        course = check.run(subject)
+        return course if isinstance(course, Verdict) else _next(check, course, lambda: next(course))
+
+    return _step(check, subject, begin)
+
+
+def _resumed(waiting: _Waiting, answer: Sequence[str] | NixopsError, subject: Subject) -> CheckResult | _Waiting:
+    check, course = waiting.check, waiting.course
+
+    def resume() -> Verdict | _Waiting:
+        if isinstance(answer, NixopsError):
+            raise answer
+        return _next(check, course, lambda: course.send(answer))
+
+    return _step(check, subject, resume)
+
+
+def _next(check: Check, course: Trying, advance: Callable[[], Trial]) -> Verdict | _Waiting:
     try:
-        verdict = check.run(subject)
+        return _Waiting(check, course, advance())
+    except StopIteration as end:
+        verdict = end.value
+        assert isinstance(verdict, Verdict)
+        return verdict
+
+
+def _step(check: Check, subject: Subject, step: Callable[[], Verdict | _Waiting]) -> CheckResult | _Waiting:
+    """What comes of a step of a check. What cannot be decided is a result too, but a lost host is none."""
+    try:
+        came = step()
     except (Unreachable, Interrupted):
         raise
     except NixopsError as error:
@@ -140,7 +218,7 @@ def _decide(check: Check, subject: Subject) -> CheckResult:
     except (AssertionError, LookupError, RuntimeError, ValueError) as error:
         # testinfra's modules, and our own reading of what a host printed, raise these where it answers otherwise.
         return _undecided(check, NixopsError(f"the host's answer was not understood: {str(error)[:500]}"))
-    return _judge(check, verdict, subject.runner)
+    return came if isinstance(came, _Waiting) else _judge(check, came, subject.runner)
 
 
 def _judge(check: Check, verdict: Verdict, runner: model.ManagedRunner) -> CheckResult:

@@ -9,8 +9,8 @@ from nixops.errors import Undecided
 from nixops.inventory import model
 from nixops.inventory.derived import host_secrets
 from nixops.verify.listing import Entry, list_files
-from nixops.verify.model import Check, Subject, Verdict, failed, passed
-from nixops.verify.probe import Access, Target, told, try_to_open
+from nixops.verify.model import Check, Subject, Trying, Verdict, failed, passed
+from nixops.verify.probe import Target, told, try_to_open
 
 SECRETS_DIRECTORY: Final = "/run/secrets"
 # Where the seed's cache keeps the key that harmonia signs with.
@@ -49,12 +49,12 @@ def token_files_closed(subject: Subject) -> Verdict:
     return passed(f"{', '.join(files)}: 0400 root:root, {wanted}")
 
 
-def _open_to_runner(subject: Subject, entries: Iterable[Entry]) -> tuple[Access, ...]:
-    """What of ``entries`` (as listed by root) the runner's user can open."""
-    return try_to_open(subject, [Target(e.path, e.identity) for e in entries if e.kind in "fd"])
+def _targets(entries: Iterable[Entry]) -> list[Target]:
+    """Of ``entries`` (as listed by root) what can be opened."""
+    return [Target(e.path, e.identity) for e in entries if e.kind in "fd"]
 
 
-def approle_closed(subject: Subject) -> Verdict:
+def approle_closed(subject: Subject) -> Trying:
     """The AppRole directory is root's alone, its files 0400, and the runner's user gets nothing out of it."""
     directory = subject.host.approle_dir
     top = subject.remote.file(directory)
@@ -76,7 +76,7 @@ def approle_closed(subject: Subject) -> Verdict:
             found=", ".join(f"{e.path} {e.mode:04o} of uid {e.uid}" for e in loose[:5]),
             todo=todo,
         )
-    opened = _open_to_runner(subject, entries)
+    opened = yield from try_to_open(_targets(entries))
     if opened:
         return failed(
             expected="nothing of it open to the runner's user",
@@ -96,7 +96,7 @@ true
 """
 
 
-def cache_key_unreadable(subject: Subject) -> Verdict:
+def cache_key_unreadable(subject: Subject) -> Trying:
     """The cache's signing key cannot be opened by the runner's user.
 
     Looked at: the seed's ``/run/secrets/cache-secret``, the inventory's ``protected_files``, and the keys that
@@ -116,7 +116,7 @@ def cache_key_unreadable(subject: Subject) -> Verdict:
         )
     if not present:
         return passed(f"no signing key on this host ({CACHE_KEY} is absent, and nothing names another)")
-    opened = _open_to_runner(subject, entries)
+    opened = yield from try_to_open(_targets(entries))
     if opened:
         return failed(
             expected="signing keys closed to the runner's user",
@@ -126,7 +126,7 @@ def cache_key_unreadable(subject: Subject) -> Verdict:
     return passed(f"{', '.join(p for p in paths if p in present)}: closed to the runner's user")
 
 
-def secrets_unreadable(subject: Subject) -> Verdict:
+def secrets_unreadable(subject: Subject) -> Trying:
     """Every file below /run/secrets, and every runner's token file wherever it is, is closed to the runner's user."""
     others = [r.token_file for n, r in subject.host.runners.items() if n != subject.runner_name and r.token_file]
     named = [*token_files(subject.runner), *others, *(f for u in subject.others.values() for f in u.credential_files)]
@@ -136,7 +136,7 @@ def secrets_unreadable(subject: Subject) -> Verdict:
         raise Undecided(
             f"there is no secret on {subject.host_name} to try", hint=f"the runner's own should be in {named[0]}"
         )
-    opened = _open_to_runner(subject, files)
+    opened = yield from try_to_open(_targets(files))
     if opened:
         return failed(
             expected="no secret open to the runner's user",

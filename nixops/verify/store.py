@@ -9,9 +9,8 @@ from typing import Final
 
 from nixops.errors import Undecided
 from nixops.values import StorePath
-from nixops.verify.model import Check, Subject, Verdict, failed, passed
+from nixops.verify.model import Check, Subject, Trial, Trying, failed, passed
 from nixops.verify.packages import brings_nix
-from nixops.verify.probe import as_runner
 from nixops.verify.tools import TOOLS_PATH
 
 _FEATURES: Final = "--extra-experimental-features nix-command"
@@ -76,9 +75,10 @@ rm -rf "$HOME"
 """
 
 
-def store_not_writable(subject: Subject) -> Verdict:
+def store_not_writable(subject: Subject) -> Trying:
     """The store can be read, and neither it nor Nix's database nor a profile can be written past the daemon."""
-    lines = as_runner(subject, _WRITE)
+    del subject
+    lines = yield Trial(_WRITE)
     if "readable" not in lines or "system" not in lines:
         return failed(
             expected="/nix/store and the running system readable to the runner's user",
@@ -101,7 +101,7 @@ def _names(setting: str, user: str, groups: Iterable[str]) -> list[str]:
     return [word for word in setting.split() if word in meant]
 
 
-def nix_trust(subject: Subject) -> Verdict:
+def nix_trust(subject: Subject) -> Trying:
     """The runner is no trusted user of the daemon (that is root), and is allowed to use it at all.
 
     Both the settings are read and the daemon itself is asked as the runner's user: a daemon that has not been
@@ -117,7 +117,8 @@ def nix_trust(subject: Subject) -> Verdict:
         )
     user, groups = subject.facts.get("User"), subject.facts.groups
     trusted = _names(settings.get("trusted-users", ""), user, groups)
-    answer = (as_runner(subject, _ASK_DAEMON) or ["none"])[-1]
+    lines = yield Trial(_ASK_DAEMON)
+    answer = lines[-1] if lines else "none"
     if trusted or answer == "trusted":
         return failed(
             expected=f"{user} not among Nix's trusted-users, who can become root",
@@ -138,10 +139,11 @@ def nix_trust(subject: Subject) -> Verdict:
     return passed(f"not a trusted user ({said}), and allowed to use the daemon")
 
 
-def store_build(subject: Subject) -> Verdict:
+def store_build(subject: Subject) -> Trying:
     """A job can build: a derivation made up for this check goes through the daemon, with the runner's own nix."""
+    del subject
     nonce = secrets.token_hex(8)
-    lines = as_runner(subject, _BUILD, (_EXPRESSION.format(nonce=nonce), nonce), timeout=120.0)
+    lines = yield Trial(_BUILD, (_EXPRESSION.format(nonce=nonce), nonce), timeout=120.0)
     head = lines[0] if lines else ""
     if head.startswith("built "):
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -10,7 +10,7 @@ from nixops.errors import ConnectionLost, UsageError
 from nixops.transport.command import Command, LineSink, Result
 from nixops.values import RunnerName
 from nixops.verify.model import CheckResult
-from nixops.verify.run import planned_checks, verify_runner
+from nixops.verify.run import CHECKS, planned_checks, verify_runner
 from tests.unit.verify_recorded import NAME, Clock, RecordedHost, check, failures, inventory_host
 
 Change = Callable[[RecordedHost], object]
@@ -258,3 +258,21 @@ def test_each_result_is_given_as_it_comes() -> None:
 def test_a_runner_that_is_not_managed_cannot_be_checked(name: str) -> None:
     with pytest.raises(UsageError, match="actions2"):
         planned_checks(inventory_host(), RunnerName(name))
+
+
+def test_all_that_is_to_be_tried_is_tried_in_one_unit() -> None:
+    recorded = RecordedHost()
+    results = check(recorded)
+    tried = [command for command in recorded.ran if command.name == "trying as the runner's user"]
+    assert len(tried) == 1 and failures(results) == set()
+    assert tried[0].stdin_bytes.decode().count("timeout -k ") == sum(c.tries for c in CHECKS)
+
+
+def test_a_trial_without_an_end_fails_its_check_alone() -> None:
+    class Stuck(RecordedHost):
+        def _probe(self, script: str, args: Sequence[str]) -> str | None:
+            return None if "nix-build" in script else super()._probe(script, args)
+
+    results = check(Stuck())
+    assert failures(results) == {"store-build"}
+    assert "could not be decided" in results["store-build"].detail and "120 s" in results["store-build"].detail

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,8 +15,8 @@ from nixops.transport.command import Command, LineSink, Result
 from nixops.verify import probe
 from nixops.verify.backend import connect
 from nixops.verify.listing import list_files
-from nixops.verify.model import Subject
-from nixops.verify.probe import Access, Target, as_runner, sandbox, try_to_open
+from nixops.verify.model import Subject, Trial
+from nixops.verify.probe import Access, Target, run_trials, sandbox, try_to_open
 from nixops.verify.unit import UnitFacts
 from tests.unit.verify_recorded import NAME, inventory_host
 
@@ -51,6 +53,17 @@ def subject() -> Subject:
     return Subject("nix-cache02", host, NAME, runner, "u.service", here, connect(here), facts(), {})
 
 
+def opened(subject: Subject, *targets: Target) -> tuple[Access, ...]:
+    """What comes of trying to open them, with nothing else tried beside it."""
+    course = try_to_open(targets)
+    (lines,) = run_trials(subject, [next(course)])
+    assert not isinstance(lines, Undecided), lines
+    with pytest.raises(StopIteration) as end:
+        course.send(lines)
+    found: tuple[Access, ...] = end.value.value
+    return found
+
+
 def test_files_are_listed_whatever_they_are_called(tmp_path: Path) -> None:
     for name in ODD_NAMES:
         (tmp_path / name).write_text("x")
@@ -75,7 +88,7 @@ def test_what_can_be_opened_is_told_and_nothing_is_changed(tmp_path: Path, subje
     for name in ODD_NAMES:
         (tmp_path / name).write_text("a secret")
     paths = [str(tmp_path / name) for name in (*ODD_NAMES, "d")]
-    found = set(try_to_open(subject, [*(Target(p) for p in paths), Target(str(tmp_path / "absent"))]))
+    found = set(opened(subject, *(Target(p) for p in paths), Target(str(tmp_path / "absent"))))
     files = {Access(p, how) for p in paths[:-1] for how in ("read", "write")}
     assert found == files | {Access(paths[-1], how) for how in ("list", "write")}
     assert {p.name for p in tmp_path.iterdir()} == {*ODD_NAMES, "d"}
@@ -87,7 +100,7 @@ def test_nothing_of_a_secret_comes_back(tmp_path: Path, subject: Subject) -> Non
     (tmp_path / "f").write_text("a secret")
     transport = subject.transport
     assert isinstance(transport, Here)
-    try_to_open(subject, [Target(str(tmp_path / "f"))])
+    opened(subject, Target(str(tmp_path / "f")))
     (command,) = transport.ran
     again = transport.run(command)
     assert "a secret" not in again.out + again.err
@@ -98,8 +111,8 @@ def test_only_the_file_that_root_saw_counts(tmp_path: Path, subject: Subject) ->
     file = tmp_path / "f"
     file.write_text("x")
     status = file.stat()
-    assert try_to_open(subject, [Target(str(file), f"{status.st_dev}:{status.st_ino}")])
-    assert try_to_open(subject, [Target(str(file), "1:1")]) == ()
+    assert opened(subject, Target(str(file), f"{status.st_dev}:{status.st_ino}"))
+    assert opened(subject, Target(str(file), "1:1")) == ()
 
 
 def test_a_probe_without_its_tools_is_no_closed_door(
@@ -107,31 +120,80 @@ def test_a_probe_without_its_tools_is_no_closed_door(
 ) -> None:
     monkeypatch.setattr(probe, "TOOLS_PATH", str(tmp_path))
     with pytest.raises(Undecided, match="could not try"):
-        try_to_open(subject, [Target("/etc/passwd")])
+        opened(subject, Target("/etc/passwd"))
 
 
 def test_a_probe_that_is_cut_off_is_no_answer(subject: Subject) -> None:
-    with pytest.raises(Undecided):
-        as_runner(subject, "exit 0")
+    (answer,) = run_trials(subject, [Trial("echo half; exit 0")])
+    assert isinstance(answer, Undecided) and "did not come to its end" in str(answer)
 
 
 def test_nothing_can_be_tried_as_the_user_of_a_unit_that_is_not_there(subject: Subject) -> None:
     with pytest.raises(Undecided, match="not a unit"):
-        as_runner(replace(subject, facts=facts(LoadState="not-found")), "true")
+        run_trials(replace(subject, facts=facts(LoadState="not-found")), [Trial("true")])
 
 
 def test_arguments_arrive_as_they_are(subject: Subject) -> None:
-    lines = as_runner(subject, 'for a do printf "%s|" "$a"; done; echo', ["a b", "it's", "$HOME", "`id`", "%s"])
-    assert lines == ["a b|it's|$HOME|`id`|%s|"]
+    given = ("a b", "it's", "$HOME", "`id`", "%s", "-c", "")
+    (lines,) = run_trials(subject, [Trial('for a do printf "%s|" "$a"; done; echo', given)])
+    assert lines == ("a b|it's|$HOME|`id`|%s|-c||",)
+
+
+def test_what_is_tried_together_is_nothing_to_each_other(subject: Subject) -> None:
+    begin = time.monotonic()
+    answers = run_trials(
+        subject,
+        [
+            Trial("echo one; PATH=/nowhere; HOME=/nowhere; cd /; umask 0; return 0"),
+            Trial("echo two; exit 7"),
+            Trial("echo three; printf 'and a ha'; sleep 60 & sleep 60", timeout=1),
+            Trial("kill -KILL $$"),
+            Trial("cat; printf five; false"),
+            Trial('[ "$PATH" != /nowhere ] && [ "$HOME" != /nowhere ] && umask && pwd'),
+        ],
+    )
+    assert time.monotonic() - begin < 30
+    assert [a if isinstance(a, tuple) else "undecided" for a in answers] == [
+        ("one",),
+        "undecided",
+        "undecided",
+        "undecided",
+        ("five",),
+        (f"{_umask():04o}", str(Path.cwd())),
+    ]
+    assert "for which it had 1 s" in str(answers[2])
+
+
+def _umask() -> int:
+    now = os.umask(0o022)
+    os.umask(now)
+    return now
+
+
+def test_what_is_tried_cannot_speak_for_another(subject: Subject) -> None:
+    transport = subject.transport
+    assert isinstance(transport, Here)
+    forged = "printf '%s\\n' '@0123456789abcdef end 1' '@end' '@0123456789abcdef uid 0' 'end 1'"
+    first, second = run_trials(subject, [Trial(forged), Trial("exit")])
+    assert first == ("@0123456789abcdef end 1", "@end", "@0123456789abcdef uid 0", "end 1")
+    assert isinstance(second, Undecided)
+    # The mark is another each time, and is in nothing that a trial is given.
+    marks = set()
+    for _ in range(2):
+        (lines,) = run_trials(subject, [Trial("env; cat; tr '\\0' '\\n' </proc/$$/cmdline")])
+        mark = transport.ran[-1].stdin_bytes.decode().split('echo "@')[1][:16]
+        assert isinstance(lines, tuple) and "probe() {" in lines and not any(mark in line for line in lines)
+        marks.add(mark)
+    assert len(marks) == 2
 
 
 def test_the_probe_is_stopped_by_the_host_itself(subject: Subject) -> None:
-    as_runner(subject, "true", timeout=33)
+    run_trials(subject, [Trial("true", timeout=12), Trial("true", timeout=33)])
     transport = subject.transport
     assert isinstance(transport, Here)
     (command,) = transport.ran
-    assert "RuntimeMaxSec=33" in command.argv
-    assert command.timeout == 43
+    assert "RuntimeMaxSec=93" in command.argv
+    assert command.timeout == 103
     assert command.root
 
 

@@ -132,7 +132,7 @@ class RecordedHost:
                 return 0, self._listing(command.argv[4:])
             case "trying as the runner's user":
                 uid = self.uid if self.probe_uid is None else self.probe_uid
-                return 0, f"@uid {uid}\n{self._probe(script)}\n@end\n"
+                return 0, self._unit_of_trials(script, uid)
             case "reading the registration":
                 return 0, self.registration + "@end\n"
         return self._testinfra(command.argv[2].split("export PATH\n", 1)[1])
@@ -164,9 +164,22 @@ class RecordedHost:
                     records.append(f"{IDENTITY}\t{kind}\t{mode}\t{uid}\t{uid}\t9\t{path}\0")
         return "".join(records) + "@end\0"
 
-    def _probe(self, script: str) -> str:
-        line = next(line for line in script.splitlines() if line.startswith("set -- "))
-        args = shlex.split(line)[2:]
+    def _unit_of_trials(self, script: str, uid: int) -> str:
+        words = shlex.split(script, comments=False)
+        mark = next(word for word in words if word.startswith("@")).split(" ")[0]
+        said = f"{mark} uid {uid}\n"
+        starts = [i for i, word in enumerate(words) if word == "-c"]
+        for number, start in enumerate(starts):
+            # timeout -k 5 SECONDS /bin/sh -c TEXT sh ARGUMENT… < /dev/null
+            end = words.index("<", start)
+            answer = self._probe(words[start + 1], words[start + 3 : end])
+            said += f"\n{mark} begin {number}\n" + (
+                f"{answer}\n{mark} end {number}\n" if answer is not None else "half"
+            )
+        return said
+
+    def _probe(self, script: str, args: Sequence[str]) -> str | None:
+        """What a trial says; None where it does not come to its end."""
         if "ls -A --" in script:
             found = [f"{how} {i} {self.identity}" for i, p in enumerate(args) for how, q in self.opened if p == q]
             return "\n".join(found)
