@@ -1,7 +1,8 @@
-"""What a check is, what it is given and what comes of it. Values only: nothing here touches a host."""
+"""What a check is, what it is given and what comes of it."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from nixops.inventory import model
 from nixops.transport.command import Runner
 from nixops.values import RunnerName
+from nixops.verify.settings import NixSettings
 
 if TYPE_CHECKING:
     from testinfra.backend.base import CommandResult
@@ -136,6 +138,11 @@ class Subject:
     forge: ForgeListing | None = None
     forge_url: str | None = None
     patience: Patience = field(default_factory=Patience)
+
+    @functools.cached_property
+    def nix_settings(self) -> NixSettings:
+        """The settings of the host's Nix, asked for when a first check wants to know one."""
+        return NixSettings.read(self.remote)
 
 
 @dataclass(frozen=True)

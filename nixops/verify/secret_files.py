@@ -86,10 +86,7 @@ def approle_closed(subject: Subject) -> Trying:
     return passed(f"{directory}: {len(files)} files, root's alone, and closed to the runner's user")
 
 
-_SIGNING_KEYS: Final = r"""
-{ nix --extra-experimental-features nix-command config show 2> /dev/null ||
-  nix --extra-experimental-features nix-command show-config 2> /dev/null; } |
-    sed -n 's/^secret-key-files = //p' | tr ' ' '\n'
+_CACHE_KEYS: Final = r"""
 systemctl cat harmonia.service harmonia-cache.service nix-serve.service 2> /dev/null |
     sed -n 's/^LoadCredential=[^:]*://p'
 true
@@ -102,7 +99,7 @@ def cache_key_unreadable(subject: Subject) -> Trying:
     Looked at: the seed's ``/run/secrets/cache-secret``, the inventory's ``protected_files``, and the keys that
     Nix's ``secret-key-files`` and the units of harmonia and nix-serve name on the host.
     """
-    found = subject.remote.run(_SIGNING_KEYS).stdout.split()
+    found = [*subject.nix_settings.words("secret-key-files"), *subject.remote.run(_CACHE_KEYS).stdout.split()]
     configured = [str(p) for p in subject.host.protected_files]
     paths = list(dict.fromkeys([CACHE_KEY, *configured, *(p for p in found if p.startswith("/"))]))
     entries = list_files(subject.transport, paths)

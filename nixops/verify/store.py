@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Iterable
 from typing import Final
@@ -11,9 +10,8 @@ from nixops.errors import Undecided
 from nixops.values import StorePath
 from nixops.verify.model import Check, Subject, Trial, Trying, failed, passed
 from nixops.verify.packages import brings_nix
+from nixops.verify.settings import FEATURES
 from nixops.verify.tools import TOOLS_PATH
-
-_FEATURES: Final = "--extra-experimental-features nix-command"
 
 # Writing is tried, not asked about: where a try would harm, the kernel's own answer (access(2)) is taken.
 _WRITE: Final = """
@@ -26,16 +24,11 @@ done
 true
 """
 
-_CONFIG: Final = f"""
-{{ nix {_FEATURES} config show 2> /dev/null || nix {_FEATURES} show-config; }} |
-    grep -E '^(trusted-users|allowed-users) ='
-"""
-
 # The host's own nix, should the runner have none: a job can bring one. The daemon's word counts, whichever asks.
 _ASK_DAEMON: Final = f"""
 nix=$(command -v nix) || {{ echo none; return 0; }}
 HOME=$(mktemp -d) NIX_REMOTE=daemon; export HOME NIX_REMOTE
-answer=$("$nix" {_FEATURES} store info --json 2>&1) || answer=$("$nix" {_FEATURES} store ping 2>&1)
+answer=$("$nix" {FEATURES} store info --json 2>&1) || answer=$("$nix" {FEATURES} store ping 2>&1)
 code=$?
 case $answer in
     *'"trusted":true'* | *'"trusted":1'* | *'Trusted: 1'*) echo trusted ;;
@@ -58,7 +51,7 @@ PATH=$RUNNER_PATH
 if command -v nix-build > /dev/null; then
     out=$(nix-build --no-out-link --option substitute false -E "$1" 2> "$HOME/log")
 else
-    out=$(nix {_FEATURES} build --no-link --json --impure --option substitute false --expr "$1" 2> "$HOME/log")
+    out=$(nix {FEATURES} build --no-link --json --impure --option substitute false --expr "$1" 2> "$HOME/log")
 fi
 code=$?
 PATH=$RUNNER_PATH:{TOOLS_PATH}
@@ -95,10 +88,10 @@ def store_not_writable(subject: Subject) -> Trying:
     return passed("the store is readable; store, database and profiles are not writable directly")
 
 
-def _names(setting: str, user: str, groups: Iterable[str]) -> list[str]:
+def _names(words: Iterable[str], user: str, groups: Iterable[str]) -> list[str]:
     """Which words of a ``trusted-users``-like setting mean the runner's user."""
     meant = {"*", user, *(f"@{g}" for g in groups)}
-    return [word for word in setting.split() if word in meant]
+    return [word for word in words if word in meant]
 
 
 def nix_trust(subject: Subject) -> Trying:
@@ -107,16 +100,15 @@ def nix_trust(subject: Subject) -> Trying:
     Both the settings are read and the daemon itself is asked as the runner's user: a daemon that has not been
     restarted still follows older settings.
     """
-    shown = subject.remote.run(_CONFIG)
-    settings = dict(re.findall(r"^(trusted-users|allowed-users) = ?(.*)$", shown.stdout, re.MULTILINE))
-    if "allowed-users" not in settings:
+    settings = subject.nix_settings
+    if "allowed-users" not in settings.values:
         raise Undecided(
             f"the Nix settings of {subject.host_name} could not be read",
             hint="`nix config show` (or `nix show-config`) must work there as root",
-            detail=shown.stderr[-500:],
+            detail=settings.said[-500:],
         )
     user, groups = subject.facts.get("User"), subject.facts.groups
-    trusted = _names(settings.get("trusted-users", ""), user, groups)
+    trusted = _names(settings.words("trusted-users"), user, groups)
     lines = yield Trial(_ASK_DAEMON)
     answer = lines[-1] if lines else "none"
     if trusted or answer == "trusted":
@@ -125,10 +117,10 @@ def nix_trust(subject: Subject) -> Trying:
             found=f"trusted-users names {' '.join(trusted)}" if trusted else "the daemon trusts it",
             todo="take it out of nix.settings.trusted-users and restart nix-daemon",
         )
-    if not _names(settings["allowed-users"], user, groups) or answer == "refused":
+    if not _names(settings.words("allowed-users"), user, groups) or answer == "refused":
         return failed(
             expected=f"{user} admitted by Nix's allowed-users",
-            found=f"allowed-users = {settings['allowed-users']}",
+            found=f"allowed-users = {settings.values['allowed-users']}",
             todo=f'add "{user}" to nix.settings.allowed-users',
         )
     if answer.startswith("error"):

@@ -110,6 +110,26 @@ def test_an_open_cache_key_fails_as_a_key_and_as_a_secret() -> None:
     assert "make a new one" in results["cache-key-unreadable"].detail
 
 
+@pytest.mark.parametrize("told_by", ["nix", "harmonia"])
+def test_a_signing_key_that_the_host_itself_names_is_tried_too(told_by: str) -> None:
+    recorded = RecordedHost(opened={("read", "/etc/cache.key")})
+    recorded.files["/etc/cache.key"] = "0444 root:root"
+    if told_by == "nix":
+        recorded.settings += "secret-key-files = /etc/no-such.key /etc/cache.key\n"
+    else:
+        recorded.cache_units = "/etc/cache.key\n"
+    results = check(recorded)
+    assert failures(results) == {"cache-key-unreadable"}
+    assert "/etc/cache.key (read)" in results["cache-key-unreadable"].detail
+
+
+def test_nix_is_asked_for_its_settings_once() -> None:
+    for settings, fail in ((RecordedHost().settings, set[str]()), ("", {"nix-trust"})):
+        recorded = RecordedHost(settings=settings)
+        assert failures(check(recorded)) == fail
+        assert sum("config show" in " ".join(command.argv) for command in recorded.ran) == 1
+
+
 def test_a_protected_file_that_is_not_there_has_not_been_shown_to_be_closed() -> None:
     host = inventory_host().model_copy(update={"protected_files": ("/etc/harmonia.key",)})
     results = check(RecordedHost(), host)

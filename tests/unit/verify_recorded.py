@@ -103,6 +103,7 @@ class RecordedHost:
     programs: set[str] = field(default_factory=lambda: {"ls", "cat", "sort", "git", "nix", "node"})
     writing: str = "readable\nsystem\n"
     settings: str = "trusted-users = root\nallowed-users = *\n"
+    cache_units: str = ""
     daemon: str = "untrusted"
     build: str = "built /nix/store/y83akzdczwfwqn9jrrb690l5x8cfn0cm-nixops-verify-d0f3e548006bd88f"
     registration: str = (
@@ -194,16 +195,10 @@ class RecordedHost:
         raise AssertionError(f"no answer recorded for the probe {script}")
 
     def _testinfra(self, line: str) -> tuple[int, str]:
-        if line == "uname -s":
-            return 0, "Linux\n"
-        if line == "uname -m":
-            return 0, "x86_64\n"
-        if line == "cat /etc/os-release":
-            return 0, "ID=nixos\n"
-        if "secret-key-files" in line:
-            return 0, ""
         if "config show" in line:
             return 0, self.settings
+        if "systemctl cat" in line:
+            return 0, self.cache_units
         if "TOKEN=" in line or "wc -l" in line:
             return (0 if self.well_formed else 1), ""
         words = shlex.split(line)
