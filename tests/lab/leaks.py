@@ -111,9 +111,11 @@ class Watch:
     """Records what every process of this machine shows to others, lab hosts' processes too, and short-lived files.
 
     :param directory: where the watched task keeps its temporary files.
+    :param processes: whether to look at processes too; where several directories are watched, one watch does.
     """
 
     directory: Path
+    processes: bool = True
     seen: set[Seen] = field(default_factory=set)
     files: dict[str, bytes] = field(default_factory=dict)
     sweeps: int = 0
@@ -121,7 +123,8 @@ class Watch:
 
     def __enter__(self) -> Self:
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=each, daemon=True) for each in (self._processes, self._temporary)]
+        work = (self._temporary, self._processes) if self.processes else (self._temporary,)
+        self._threads = [threading.Thread(target=each, daemon=True) for each in work]
         for thread in self._threads:
             thread.start()
         return self

@@ -130,7 +130,7 @@ class Hunt:
     def __enter__(self) -> Self:
         self._stack.callback(shutil.rmtree, self.temporary)
         self.watch = Watch(self.temporary)
-        self.shared = Watch(Path("/dev/shm"))
+        self.shared = Watch(Path("/dev/shm"), processes=False)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
