@@ -35,7 +35,7 @@ from nixops.transport.fleet import fan_out
 from nixops.transport.local import LocalRunner
 from nixops.transport.mux import SshPool
 from nixops.values import HostName, StorePath
-from tests.lab.reaching import OFFLINE, eventually, processes, target_of, write_flake
+from tests.lab.reaching import OFFLINE, eventually, processes, target_of, wait_for, write_flake
 
 PLAIN, AWKWARD = HostName("nix-cache02"), HostName("gunter")
 
@@ -115,12 +115,26 @@ def max_sessions(host: LabHost, number: int) -> Iterator[None]:
     settings = host.root / "etc/ssh/sshd_config.d/lab.conf"
     former = settings.read_text()
     settings.write_text(former.replace("MaxSessions 100", f"MaxSessions {number}"))
-    host.exec("systemctl", "reload", "ssh")
+    reload_sshd(host)
     try:
         yield
     finally:
         settings.write_text(former)
-        host.exec("systemctl", "reload", "ssh")
+        reload_sshd(host)
+
+
+def reload_sshd(host: LabHost) -> None:
+    """Have the host's sshd read its settings, and wait until it has: for a moment it listens no more."""
+
+    def listening() -> int:
+        said = host.exec(
+            "journalctl", "-q", "--no-pager", "-u", "ssh", "-g", r"Server listening on 0\.0\.0\.0", check=False
+        )
+        return len(said.stdout.splitlines())
+
+    before = listening()
+    host.exec("systemctl", "reload", "ssh")
+    wait_for(lambda: listening() > before, 10, "sshd listens again")
 
 
 # -- one login ------------------------------------------------------------------------------------------------

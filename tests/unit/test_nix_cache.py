@@ -306,7 +306,9 @@ def _ok(body: bytes) -> bytes:
 
 @contextmanager
 def raw_server(answers: list[bytes], got: list[bytes] | None = None) -> Iterator[str]:
-    """Answers one request on each connection with the next of ``answers``, as it stands, and closes.
+    """Answers one request on each connection with the next of ``answers``, and closes.
+
+    It says so before: who is not told may still send the next request, and lose it.
 
     :param got: gets each request.
     """
@@ -324,7 +326,7 @@ def raw_server(answers: list[bytes], got: list[bytes] | None = None) -> Iterator
                     request = connection.recv(65536)
                     if got is not None:
                         got.append(request)
-                    connection.sendall(left.pop(0))
+                    connection.sendall(left.pop(0).replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
                 except OSError:
                     continue
 
