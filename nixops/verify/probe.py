@@ -7,6 +7,7 @@ All that the checks want to have tried is tried in one unit: to make it ready co
 
 from __future__ import annotations
 
+import re
 import secrets
 import shlex
 from collections.abc import Generator, Iterable, Sequence
@@ -172,18 +173,18 @@ def _said(lines: Iterable[str], mark: str) -> tuple[str | None, dict[int, tuple[
     """The uid that it ran as, and by its number what each trial said that came to its end."""
     uid: str | None = None
     said: dict[int, tuple[str, ...]] = {}
-    lines_of: list[str] = []
+    now, of_now = "", list[str]()
+    about = re.compile(rf"{mark} (uid|begin|end) (\d+)", re.ASCII)
     for line in lines:
-        if not line.startswith(mark + " "):
-            lines_of += [line] if line else []
-            continue
-        _, what, value = line.split(" ", 2)
-        if what == "uid":
-            uid = value
-        elif what == "begin":
-            lines_of = []
-        else:
-            said[int(value)] = tuple(lines_of)
+        found = about.fullmatch(line)
+        if found is None:
+            of_now += [line] if line else []
+        elif found[1] == "uid":
+            uid = found[2]
+        elif found[1] == "begin":
+            now, of_now = found[2], []
+        elif found[2] == now:
+            said[int(now)] = tuple(of_now)
     return uid, said
 
 

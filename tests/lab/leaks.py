@@ -149,7 +149,7 @@ class Watch:
                     arguments = _read(f"/proc/{pid}/cmdline")
                     if arguments and known.get((pid, arguments), 0) < 2:
                         known[pid, arguments] = known.get((pid, arguments), 0) + 1
-                        self._look(pid, arguments)
+                        self._look(pid)
                 self.sweeps += 1
                 self.longest = max(self.longest, time.monotonic() - last)
                 last = time.monotonic()
@@ -158,15 +158,16 @@ class Watch:
                     continue
                 try:
                     for number in starts.within(PAUSE_WHEN_TOLD):
-                        if arguments := _read(f"/proc/{number}/cmdline"):
-                            self._look(str(number), arguments)
+                        self._look(str(number))
                 except OSError:
                     continue  # more started at once than could be kept: a sweep sees those that are still there
 
-    def _look(self, pid: str, arguments: bytes) -> None:
-        environment = _read(f"/proc/{pid}/environ")
+    def _look(self, pid: str) -> None:
+        # The group first: it tells whose the rest is, and a process may end in between.
         group = _read(f"/proc/{pid}/cgroup").decode(errors="replace")
-        self.seen.add(Seen(group, arguments, environment))
+        arguments = _read(f"/proc/{pid}/cmdline")
+        if group and arguments:
+            self.seen.add(Seen(group, arguments, _read(f"/proc/{pid}/environ")))
 
     def _temporary(self) -> None:
         known: set[tuple[str, int, int]] = set()

@@ -170,6 +170,25 @@ def _umask() -> int:
     return now
 
 
+@pytest.mark.parametrize("cut", range(0, 200, 7))
+def test_an_answer_that_is_cut_off_anywhere_is_not_taken_for_one(subject: Subject, cut: int) -> None:
+    class CutOff(Here):
+        def run(self, command: Command, on_line: LineSink | None = None) -> Result:
+            whole = super().run(command, on_line)
+            return replace(whole, stdout=whole.stdout[: max(0, len(whole.stdout) - cut)])
+
+    whole: list[tuple[str, ...]] = [("one", "1"), ("two", "2")]
+    try:
+        answers = run_trials(
+            replace(subject, transport=CutOff()), [Trial("echo one; echo 1"), Trial("echo two; echo 2")]
+        )
+    except Undecided as error:
+        assert cut and "could not try" in str(error)
+    else:
+        assert all(isinstance(a, Undecided) or a == w for a, w in zip(answers, whole, strict=True))
+        assert isinstance(answers[1], Undecided) == (cut > 1)
+
+
 def test_what_is_tried_cannot_speak_for_another(subject: Subject) -> None:
     transport = subject.transport
     assert isinstance(transport, Here)
