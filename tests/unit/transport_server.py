@@ -12,6 +12,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,9 @@ from paramiko.common import (
     AUTH_SUCCESSFUL,
     OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED,
     OPEN_SUCCEEDED,
+    cMSG_CHANNEL_SUCCESS,
 )
+from paramiko.message import Message
 
 from nixops.transport.hostkey import HostKey
 from nixops.transport.ssh import SshRunner
@@ -60,6 +63,24 @@ exec "$@"
 """
 
 
+class Transport(paramiko.Transport):
+    """Knows which channels it has said to that their command has started."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__(connection)
+        self._said: defaultdict[int, threading.Event] = defaultdict(threading.Event)
+
+    def said_started(self, channel: int) -> threading.Event:
+        """Set once a channel, by its number at the other end, has heard of it."""
+        return self._said[channel]
+
+    def _send_user_message(self, data: Message) -> None:
+        super()._send_user_message(data)  # type: ignore[misc]  # it is not public, and has no type
+        sent = data.asbytes()
+        if sent[:1] == cMSG_CHANNEL_SUCCESS:
+            self._said[int.from_bytes(sent[1:5], "big")].set()
+
+
 @dataclass
 class Server(paramiko.ServerInterface):
     """One SSH server on the loopback. ``keys`` are its host keys, ``admitted`` who may log in."""
@@ -74,7 +95,7 @@ class Server(paramiko.ServerInterface):
     sessions: int = 0
     most_sessions: int = 0
     port: int = 0
-    transports: list[paramiko.Transport] = field(default_factory=list)
+    transports: list[Transport] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -87,7 +108,7 @@ class Server(paramiko.ServerInterface):
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            transport = paramiko.Transport(connection)
+            transport = Transport(connection)
             transport.set_log_channel("nixops.transport.paramiko")
             for key in self.keys:
                 transport.add_server_key(key)
@@ -169,6 +190,10 @@ class Server(paramiko.ServerInterface):
         for thread in pumps:
             thread.join()
         code = process.wait()
+        # One that ends at once must not end its channel before the word that it has started.
+        transport = channel.get_transport()
+        assert isinstance(transport, Transport)
+        transport.said_started(channel.remote_chanid).wait(10)
         # The connection may end at this moment: there is nobody left to tell then.
         with contextlib.suppress(EOFError, OSError):
             if not channel.closed:
