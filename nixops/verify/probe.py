@@ -11,7 +11,7 @@ import re
 import secrets
 import shlex
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from nixops.errors import Undecided
@@ -134,11 +134,12 @@ def run_trials(subject: Subject, trials: Sequence[Trial]) -> list[tuple[str, ...
         )
     )
     uid, said = _said(result.out.splitlines(), mark)
+    errors = replace(result, stdout=b"").tail(5)  # what was said on stdout is for the checks
     if uid is None:
         raise Undecided(
             f"could not try as the runner's user on {subject.host_name} (exit code {result.code})",
             hint="systemd-run must be able to start a unit with the properties of " + subject.unit,
-            detail=result.tail(5),
+            detail=errors,
         )
     if facts.process is not None and uid != str(facts.process.uid):
         raise Undecided(f"the probe ran as uid {uid}, the runner as {facts.process.uid}: what it found proves nothing")
@@ -148,7 +149,7 @@ def run_trials(subject: Subject, trials: Sequence[Trial]) -> list[tuple[str, ...
         else Undecided(
             f"could not try as the runner's user on {subject.host_name}: it did not come to its end, for which it had "
             f"{trial.timeout:.0f} s",
-            detail=result.tail(5),
+            detail=errors,
         )
         for number, trial in enumerate(trials)
     ]
