@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
@@ -139,9 +140,16 @@ class Subject:
     forge_url: str | None = None
     patience: Patience = field(default_factory=Patience)
 
-    @functools.cached_property
+    _asking: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
+
+    @property
     def nix_settings(self) -> NixSettings:
-        """The settings of the host's Nix, asked for when a first check wants to know one."""
+        """The settings of the host's Nix, asked for when a first check wants to know one, and once."""
+        with self._asking:
+            return self._nix_settings
+
+    @functools.cached_property
+    def _nix_settings(self) -> NixSettings:
         return NixSettings.read(self.remote)
 
 

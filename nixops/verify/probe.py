@@ -52,7 +52,7 @@ probe() {{
 probe "$@"
 exit {ended}
 """
-# All of a round together may take so much longer than its longest trial alone (s).
+# All of a round together may take so much longer than its longest trial alone, and no longer than each its time (s).
 _ROUND: Final = 60.0
 
 _TRY: Final = """
@@ -119,7 +119,8 @@ def run_trials(subject: Subject, trials: Sequence[Trial]) -> list[tuple[str, ...
         raise Undecided(f"{subject.unit} is not a unit of {subject.host_name}: nothing can be tried as its user")
     # Of this round alone: nothing that a trial passes on is taken for what is said about it.
     mark = f"@{secrets.token_hex(8)}"
-    seconds = max(trial.timeout for trial in trials) + _ROUND
+    each = [trial.timeout for trial in trials]
+    seconds = min(sum(each), max(each) + _ROUND)
     properties = [p for value in sandbox(facts) for p in ("-p", value)]
     result = subject.transport.run(
         Command.of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -138,14 +139,13 @@ def _decide_all(checks: Sequence[Check], subject: Subject, on_check: OnCheck | N
                     on_check(result)
         return told
 
-    trying = [check for check in checks if check.tries]
-    first, *others = [[check] for check in checks if not check.tries]
-    jobs = [first, trying, *others]
+    def alone(check: Check) -> tuple[CheckResult, ...]:
+        return tell(_decided(_begun(check, subject)))
 
-    def job(some: Sequence[Check]) -> tuple[CheckResult, ...]:
-        return _try_together(some, subject, tell) if some is trying else tell(_decided(_begun(some[0], subject)))
-
-    results = {r.name: r for outcome in fan_out(jobs, job, limit=AT_ONCE) for r in outcome.unwrap()}
+    first, *others = [functools.partial(alone, check) for check in checks if not check.tries]
+    together = functools.partial(_try_together, [check for check in checks if check.tries], subject, tell)
+    jobs = [first, together, *others]
+    results = {r.name: r for outcome in fan_out(jobs, lambda job: job(), limit=AT_ONCE) for r in outcome.unwrap()}
     return tuple(results[check.name] for check in checks)
 
 

@@ -6,6 +6,7 @@ Source of the messages' shape: the kernel's ``uapi/linux/cn_proc.h`` and ``conne
 from __future__ import annotations
 
 import contextlib
+import errno
 import select
 import socket
 import struct
@@ -22,6 +23,7 @@ _EXEC: Final = 2
 _HEADER: Final = struct.Struct("=IHHII")
 _CONNECTOR: Final = struct.Struct("=IIIIHH")
 _EVENT: Final = struct.Struct("=IIQII")
+_CONFIRMED: Final = 2.0
 _BUFFER: Final = 4 * 1024 * 1024
 
 
@@ -37,6 +39,9 @@ class ProgramStarts:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
             self._socket.bind((0, _PROCESSES))
             self._ask(_LISTEN)
+            # The kernel confirms it at once; to a process in a container it says nothing, now or later.
+            if not select.select([self._socket], [], [], _CONFIRMED)[0]:
+                raise OSError(errno.EOPNOTSUPP, "the kernel does not tell here which programs start")
         except BaseException:
             self._socket.close()
             raise

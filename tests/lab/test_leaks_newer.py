@@ -7,6 +7,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
 from nixops.inventory.model import RunnerModule
 from nixops.lab.setting import Invoked
 from tests.lab.deploying import setting_for
@@ -81,7 +83,11 @@ def test_each_detector_finds_what_is_planted(tmp_path: Path) -> None:
 def test_a_watch_is_told_of_programs_that_start_between_its_sweeps() -> None:
     """Proves that the kernel tells of each program as it starts, on this machine's own side: those that run for less
     than the pause between two sweeps are seen too."""
-    with ProgramStarts() as starts:
+    try:
+        listening = ProgramStarts()
+    except OSError as error:
+        pytest.skip(f"hunts sweep more often on this machine: {error}")
+    with listening as starts:
         began = [subprocess.Popen(["sleep", "0.01"]) for _ in range(5)]
         told = set(starts.within(0.5))
     assert told >= {process.pid for process in began}

@@ -207,13 +207,21 @@ def test_what_is_tried_cannot_speak_for_another(subject: Subject) -> None:
 
 
 def test_the_probe_is_stopped_by_the_host_itself(subject: Subject) -> None:
-    run_trials(subject, [Trial("true", timeout=12), Trial("true", timeout=33)])
+    run_trials(subject, [Trial("true", timeout=33)])
     transport = subject.transport
     assert isinstance(transport, Here)
     (command,) = transport.ran
-    assert "RuntimeMaxSec=93" in command.argv
-    assert command.timeout == 103
+    assert "RuntimeMaxSec=33" in command.argv
+    assert command.timeout == 43
     assert command.root
+
+
+@pytest.mark.parametrize(("each", "all_of_them"), [((12, 33), 45), ((60, 60, 120), 180), ((60,) * 7 + (120,), 180)])
+def test_a_round_is_bounded_too(subject: Subject, each: tuple[int, ...], all_of_them: int) -> None:
+    run_trials(subject, [Trial("true", timeout=seconds) for seconds in each])
+    transport = subject.transport
+    assert isinstance(transport, Here)
+    assert f"RuntimeMaxSec={all_of_them}" in transport.ran[0].argv and transport.ran[0].timeout == all_of_them + 10
 
 
 def test_a_probe_gets_what_shapes_access_and_nothing_else() -> None:
