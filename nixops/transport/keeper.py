@@ -20,8 +20,12 @@ STOP_GRACE = 5.0
 # other is a sign of life. At the end of stdin, or without a line for $2 seconds, it stops every group that was added
 # (by SIGNAL_GROUP, its $3) and then hangs up the connection it came by ($PPID is its sshd), whose other sessions end
 # with it: a nix-daemon notices that. A group is a number, or sudo:NUMBER where only root may signal it.
+#
+# Who is killed while a command begins cannot add it any more. So in the end, once that sshd has gone, all commands are
+# stopped that have the connection's mark ($4) in the first line of their arguments, where the keeper has none. One
+# that begins later finds nobody to hear it, and does not run.
 KEEPER = """\
-token=$1 patience=$2 signal_group=$3 groups=' ' timer= parent= over=
+token=$1 patience=$2 signal_group=$3 mark=$4 groups=' ' timer= parent= over=
 send() {
   case $2 in
     sudo:*) sudo -n -- sh -c "$signal_group" sh "$1" "${2#sudo:}" ;;
@@ -39,11 +43,34 @@ stop() {
     [ "$count" -gt 0 ] || send KILL "$group"
   done
 }
+unheard() {
+  found=' '
+  for place in /proc/[0-9]*; do
+    said= stat=
+    read -r said <"$place/cmdline"
+    case $said in *"$mark"*) read -r stat <"$place/stat" ;; esac
+    [ "$stat" ] || continue
+    set -- ${stat##*) }
+    case $said in *"sudo:$mark"*) group=sudo:$3 ;; *) group=$3 ;; esac
+    case $found in *" $group "*) ;; *) found="$found$group " ;; esac
+  done
+} 2>/dev/null
 finish() {
   trap '' HUP PIPE
   stop $groups
   read -r parent 2>/dev/null </proc/$PPID/comm
-  case $parent in sshd* | dropbear*) kill -s HUP "$PPID" ;; esac
+  case $parent in
+    sshd* | dropbear*)
+      kill -s HUP "$PPID"
+      count=50
+      while [ "$count" -gt 0 ] && [ -e "/proc/$PPID" ]; do
+        sleep 0.1
+        count=$((count - 1))
+      done
+      ;;
+  esac
+  unheard
+  stop $found
 }
 wait_for_life() {
   trap 'over=yes' TERM
@@ -77,24 +104,30 @@ finish
 
 # Says on both outputs where the command's own begins (what came before is a login shell's or ssh's), with the process
 # group for the keeper, and on stderr with which code it ended: ssh's own 255 can then be no command's. It stays its
-# session's leader; sshd has made one for it. Where nobody hears it any more, the command is not run.
+# session's leader; sshd has made one for it. Where nobody hears it any more, the command is not run. The first line is
+# for the keeper.
 _WRAPPER = """\
+: {mark}
 group=$$
 [ ! -r /proc/$$/stat ] || read -r a b c d group e </proc/$$/stat
 echo "$0 $group" && echo "$0 $group" >&2 || exit
-"$@"
+{wait}"$@"
 code=$?
 echo "$0 end $code" >&2
 exit $code"""
+# The ssh of a connection for one command, which the keeper cannot hang up, hears it for somebody who has gone. So the
+# command waits for a line from him who has told the keeper.
+_WAIT = "read -r line || exit\n"
 
 
-def keeper_line(token: str, patience: float) -> str:
+def keeper_line(token: str, patience: float, mark: str) -> str:
     """What the login shell runs to become the keeper; it prints ``token`` on a line once it is there.
 
     :param patience: seconds without a sign of life, after which it gives us up.
+    :param mark: what the connection's commands carry; a word of :func:`new_token`.
     """
     seconds = str(max(1, round(patience)))
-    command = Command.of("sh", "-c", KEEPER, "nixops-keeper", token, seconds, SIGNAL_GROUP)
+    command = Command.of("sh", "-c", KEEPER, "nixops-keeper", token, seconds, SIGNAL_GROUP, mark)
     # The login shell must not stay in between: the keeper's parent is then its sshd, and its group its own.
     return f"exec {command.shell_line()}"
 
@@ -109,20 +142,26 @@ class Wrapped:
     """A command as the host's login shell gets it.
 
     :ivar line: the command line.
+    :ivar waits: its stdin begins with a line of ours, before which it does not run.
     """
 
     token: str
     line: str
     through_sudo: bool
+    waits: bool
 
     @classmethod
-    def of(cls, command: Command, *, through_sudo: bool) -> Wrapped:
-        """``command`` with its beginning and its end marked; through ``sudo -n`` where asked for."""
+    def of(cls, command: Command, *, mark: str, through_sudo: bool, waits: bool = False) -> Wrapped:
+        """``command`` with its beginning and its end marked; through ``sudo -n`` where asked for.
+
+        :param mark: the one that the connection's keeper was given.
+        """
         token = new_token()
         inner = ("env", *(f"{k}={v}" for k, v in command.env.items()), *command.argv) if command.env else command.argv
         sudo = ("sudo", "-n", "--") if through_sudo else ()
-        outer = replace(command, argv=(*sudo, "sh", "-c", _WRAPPER, token, *inner), env={})
-        return cls(token, f"exec {outer.shell_line()}", through_sudo)
+        text = _WRAPPER.format(mark=f"sudo:{mark}" if through_sudo else mark, wait=_WAIT if waits else "")
+        outer = replace(command, argv=(*sudo, "sh", "-c", text, token, *inner), env={})
+        return cls(token, f"exec {outer.shell_line()}", through_sudo, waits)
 
     @property
     def begin(self) -> re.Pattern[bytes]:

@@ -36,11 +36,13 @@ class Master:
     """An open connection. Made by :meth:`open`; safe to use from several threads.
 
     :ivar lost: set once the connection has ended, for whatever reason.
+    :ivar mark: what commands carry that its keeper shall look after.
     """
 
     def __init__(self, target: SshTarget, config: Path, control: Path, guard: Guard) -> None:
         self.target = target
         self.lost = threading.Event()
+        self.mark = new_token()
         self._link = control
         # Each master's own, as a dying ssh removes the path that it was given: it may be its successor's by then.
         self._control = control.with_name(f"{control.name}.{secrets.token_hex(2)}")
@@ -54,7 +56,7 @@ class Master:
         self._argv = (
             *("ssh", "-F", str(config), "-T", "-o", "ControlMaster=yes", "-o", f"ControlPath={self._control}"),
             *("-o", "LogLevel=DEBUG1"),
-            *(str(target.name), keeper_line(self._token, patience)),
+            *(str(target.name), keeper_line(self._token, patience, self.mark)),
         )
         self._process = self._start()
 

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import copy_context
+from itertools import chain
 from pathlib import Path
 
 from nixops.errors import ConnectionLost, HostFault, Interrupted, LoginRefused
@@ -59,7 +60,9 @@ class Session:
         self._target = master.target
         self._config = config
         self._command = command
-        self._wrapped = Wrapped.of(command, through_sudo=command.root and self._target.user != "root")
+        self._wrapped = Wrapped.of(
+            command, mark=master.mark, through_sudo=command.root and self._target.user != "root", waits=not shared
+        )
         self.shared = shared
         self._stdout = stdout
         self._on_line = on_line
@@ -89,6 +92,8 @@ class Session:
             source: Iterable[bytes] = chunks(self._command.stdin_bytes)
         else:
             source = stdin if isinstance(stdin, list | tuple) else self._once_begun(stdin)
+        if self._wrapped.waits:
+            source = self._once_begun(chain([b"\n"], source))
         # A master that goes in this moment must not make ssh log in anew behind our back.
         how = "ProxyCommand=false" if self.shared else "ControlPath=none"
         ssh = ("ssh", "-F", str(self._config), "-T", "-o", how, str(target.name), self._wrapped.line)

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -255,11 +255,14 @@ from nixops.nix.verbs import Nix
 from nixops.transport.command import Command
 from nixops.transport.local import LocalRunner
 from nixops.transport.mux import SshPool
+from nixops.transport.muxsession import Session
 from nixops.transport.target import SshTarget
 from nixops.values import Address, HostName
 
-name, address, user, key, identity, flake = sys.argv[1:]
+name, address, user, key, identity, flake, deaf = sys.argv[1:]
 target = SshTarget(HostName(name), Address(address), user=user, host_keys=(key,), identity_file=Path(identity))
+if deaf:
+    Session._begin = lambda self, number: self._begun.set()  # ended before it could tell the keeper
 with SshPool([target]) as pool:
     runner = pool.runner(target.name)
     print(pool.files.directory, flush=True)
@@ -272,10 +275,14 @@ with SshPool([target]) as pool:
 
 
 @contextmanager
-def operator(host: LabHost, flake: str = "") -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """A process of an operator of its own that runs something long on the host, and its pool's directory."""
+def operator(host: LabHost, flake: str = "", *, deaf: bool = False) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A process of an operator of its own that runs something long on the host, and its pool's directory.
+
+    :param deaf: it never hears that its command has begun, so its keeper is not told of it.
+    """
     target = target_of(host)
-    arguments = (target.name, target.address, target.user, target.host_keys[0], host.identity_file, flake)
+    key, private = target.host_keys[0], host.identity_file
+    arguments = (target.name, target.address, target.user, key, private, flake, "deaf" if deaf else "")
     process = subprocess.Popen(
         [sys.executable, "-c", OPERATOR, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
@@ -314,6 +321,19 @@ def test_nothing_survives_the_operators_process(
             assert eventually(lambda words=words: not processes(host, words)), words  # type: ignore[misc]  # mypy infers no lambda with a default
         assert eventually(lambda: not directory.exists(), 5)
         assert eventually(lambda: not ours(directory), 5), ours(directory)
+
+
+@pytest.mark.parametrize("how", ["shared", "a login for each"])
+@pytest.mark.parametrize("what", ["a command", "a command through sudo"])
+def test_nothing_survives_an_operator_who_is_killed_before_it_heard_of_its_command(
+    lab: Lab, nopasswd: LabHost, what: str, how: str
+) -> None:
+    """Proves: a command whose beginning was on its way when the operator's process was killed is gone too."""
+    host = nopasswd if what.endswith("sudo") else lab.hosts[PLAIN]
+    with max_sessions(host, 1) if how != "shared" else nullcontext(), operator(host, deaf=True) as (process, _):
+        process.kill()
+        for words in ("sleep 78101", "nixops-keeper"):
+            assert eventually(lambda words=words: not processes(host, words)), words  # type: ignore[misc]  # as above
 
 
 @pytest.mark.parametrize("name", [PLAIN, AWKWARD])

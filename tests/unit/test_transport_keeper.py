@@ -30,7 +30,7 @@ class Keeper:
 
     def __init__(self, shell: str, patience: float) -> None:
         # As a login shell gets it, but under the shell that is tried.
-        line = keeper_line("token", patience).replace("exec sh -c", f"exec {shell} -c", 1)
+        line = keeper_line("token", patience, "nixops-mark").replace("exec sh -c", f"exec {shell} -c", 1)
         self.process = subprocess.Popen(
             ["sh", "-c", line], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=0
         )
@@ -94,12 +94,8 @@ def test_what_ignores_term_is_killed_after_a_grace_with_all_that_descends_from_i
 ) -> None:
     # As a builder: a session of its own, below a Nix that does not stop.
     stubborn = start("sh", "-c", f"setsid sh -c 'echo $$ >{tmp_path}/builder; sleep 60; :' & {STUBBORN[2]}")
-    end = time.monotonic() + 10
-    while not (tmp_path / "builder").exists() or not (tmp_path / "builder").read_text():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    builder = int(content(tmp_path / "builder"))
     time.sleep(0.2)  # its parent's trap
-    builder = int((tmp_path / "builder").read_text())
     assert os.getsid(builder) != stubborn.pid
     keeper.tell(f"stop {stubborn.pid}")
     began = time.monotonic()
@@ -118,6 +114,34 @@ def test_at_the_end_it_stops_all_that_was_added_and_not_taken_back(keeper: Keepe
     assert one.wait(5) == three.wait(5) == -signal.SIGTERM
     keeper.process.wait(5)
     assert two.poll() is None
+
+
+def test_at_the_end_it_stops_the_connections_commands_that_it_never_heard_of(
+    keeper: Keeper, start: Start, tmp_path: Path
+) -> None:
+    def run(mark: str) -> subprocess.Popen[bytes]:
+        command = Command.of("sh", "-c", f"echo >{tmp_path}/{mark}; exec sleep 60")
+        process = start("sh", "-c", Wrapped.of(command, mark=mark, through_sudo=False).line)
+        content(tmp_path / mark)
+        return process
+
+    ours, others = run("nixops-mark"), run("nixops-other")
+    keeper.leave()
+    assert ours.wait(5) == -signal.SIGTERM
+    keeper.process.wait(5)
+    assert others.poll() is None
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_command_on_a_connection_of_its_own_waits_for_a_line(told: bool) -> None:
+    wrapped = Wrapped.of(Command.of("cat"), mark="nixops-mark", through_sudo=False, waits=True)
+    done = subprocess.run(
+        ["sh", "-c", wrapped.line], input=b"\npayload" if told else b"", stdout=subprocess.PIPE, start_new_session=True
+    )
+    begun = wrapped.begin.match(done.stdout)
+    assert begun is not None
+    assert done.stdout[begun.end() :] == (b"payload" if told else b"")
+    assert (done.returncode == 0) is told
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -151,7 +175,7 @@ def test_where_there_is_no_sleep_it_still_waits_for_us(tmp_path: Path, start: St
     (tmp_path / "sh").symlink_to("/bin/sh")
     watched = start("sleep", "60")
     process = subprocess.Popen(
-        ["/bin/sh", "-c", keeper_line("token", 1.0)],
+        ["/bin/sh", "-c", keeper_line("token", 1.0, "nixops-mark")],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         env={"PATH": str(tmp_path)},
@@ -167,6 +191,15 @@ def test_where_there_is_no_sleep_it_still_waits_for_us(tmp_path: Path, start: St
     assert watched.wait(5) in (-signal.SIGTERM, -signal.SIGKILL)
 
 
+def content(file: Path) -> str:
+    """What a program writes into a file, once it is there."""
+    end = time.monotonic() + 10
+    while not file.exists() or not file.read_text():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return file.read_text()
+
+
 def members(group: int) -> list[str]:
     out = subprocess.run(["ps", "-eo", "pgid=,args="], capture_output=True, text=True, check=True).stdout
     return [line for line in out.splitlines() if line.split()[0] == str(group)]
@@ -178,7 +211,7 @@ def test_arguments_variables_and_the_exit_code_pass_through_the_wrapper(argument
     command = Command.of(
         "sh", "-c", 'printf "%s\\n" "$V" "$@"; exit 255', "sh", *arguments, env={"V": "".join(arguments)}
     )
-    wrapped = Wrapped.of(command, through_sudo=False)
+    wrapped = Wrapped.of(command, mark="nixops-mark", through_sudo=False)
     done = subprocess.run(["sh", "-c", wrapped.line], capture_output=True, start_new_session=True, check=False)
     begun = wrapped.begin.match(done.stdout)
     assert begun is not None and wrapped.begin.match(done.stderr) is not None
@@ -188,7 +221,7 @@ def test_arguments_variables_and_the_exit_code_pass_through_the_wrapper(argument
 
 
 def test_the_group_that_the_wrapper_names_is_the_commands_own() -> None:
-    wrapped = Wrapped.of(Command.of("sleep", "60"), through_sudo=False)
+    wrapped = Wrapped.of(Command.of("sleep", "60"), mark="nixops-mark", through_sudo=False)
     process = subprocess.Popen(
         ["sh", "-c", wrapped.line], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
     )
@@ -201,7 +234,7 @@ def test_the_group_that_the_wrapper_names_is_the_commands_own() -> None:
 
 
 def test_a_command_through_sudo_has_no_password_to_give() -> None:
-    line = Wrapped.of(Command.of("id", env={"V": "x"}), through_sudo=True).line
+    line = Wrapped.of(Command.of("id", env={"V": "x"}), mark="nixops-mark", through_sudo=True).line
     assert line.startswith("exec sudo -n -- sh -c ")
     assert line.endswith(" env V=x id")
 
