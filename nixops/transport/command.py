@@ -67,7 +67,12 @@ class Command:
     def shell_line(self) -> str:
         """The one line a remote shell parses back into exactly ``argv`` with ``env`` set. The only quoting place."""
         prefix = ["env", *(f"{k}={v}" for k, v in self.env.items())] if self.env else []
-        return shlex.join([*prefix, *self.argv])
+        return " ".join(_quoted(word) for word in [*prefix, *self.argv])
+
+
+def _quoted(word: str) -> str:
+    # To fish a backslash between single quotes may be an escape; between double quotes "\\\\" is one in every shell.
+    return shlex.quote(word).replace("\\", "'\"\\\\\"'")
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,7 @@ def pipe(
     """Run ``source`` on one machine with its stdout as the stdin of ``sink`` on another; nothing is held in memory.
 
     The sink sees the end of its input only when the source ended with 0: half an archive is never taken for
-    a whole one. A source that outlives its sink is stopped.
+    a whole one. A source that outlives a sink that failed is stopped.
 
     :returns: the results of source and sink; both ended with 0.
     :raises CommandFailed: either ended with another code (the sink's error wins: it is what broke the pipe).
@@ -219,9 +219,7 @@ def pipe(
     thread.start()
     try:
         taken = sink_runner.stream(sink, stdin=between)
-        if not taken.ok:
-            switch.cancel()
-            taken.check()
+        taken.check()
     except BaseException:
         sink_first = not failure
         switch.cancel()

@@ -84,7 +84,19 @@ def fan_out(items: Sequence[T], work: Callable[[T], R], *, limit: int = 16) -> l
     except (KeyboardInterrupt, Interrupted):
         switch.cancel()
         for thread, end in zip(threads, ends, strict=True):
-            if thread.ident is not None:
-                end.wait()
+            if thread.ident is None:
+                end.wait(TICK)  # struck while it was started: then it ends at once, or never begins
+                break
+            end.wait()
         raise
     return [outcomes[index] for index in range(len(items))]
+
+
+def aside(work: Callable[[], R]) -> R:
+    """``work`` in a thread of its own where this is the main one, the only one that a KeyboardInterrupt strikes: for
+    what must not be left half done at any moment. The interrupt stops it by cancelling it instead.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    (outcome,) = fan_out((None,), lambda _: work(), limit=1)
+    return outcome.unwrap()

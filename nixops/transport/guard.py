@@ -19,7 +19,8 @@ while read -r verb what; do
   esac
 done
 for group in $groups; do kill -s KILL -- "-$group"; done
-[ -z "$directory" ] || rm -rf -- "$directory"
+# What was killed may have been about to put something there.
+[ -z "$directory" ] || rm -rf -- "$directory" || { sleep 1; rm -rf -- "$directory"; }
 """
 
 

@@ -21,11 +21,13 @@ STOP_GRACE = 5.0
 # (by SIGNAL_GROUP, its $3) and then hangs up the connection it came by ($PPID is its sshd), whose other sessions end
 # with it: a nix-daemon notices that. A group is a number, or sudo:NUMBER where only root may signal it.
 #
-# Who is killed while a command begins cannot add it any more. So in the end, once that sshd has gone, all commands are
+# Who is killed while a command begins cannot add it any more. So in the end, once that sshd has gone (it is not our
+# parent any more; where /proc shows nobody else's processes, that is all there is to see of it), all commands are
 # stopped that have the connection's mark ($4) in the first line of their arguments, where the keeper has none. One
-# that begins later finds nobody to hear it, and does not run.
+# that begins later finds nobody to hear it, and does not run. Others can read the mark and show it too: so the group
+# must be the process' own, and the process ours, or the group's leader where it is root's through sudo.
 KEEPER = """\
-token=$1 patience=$2 signal_group=$3 mark=$4 groups=' ' timer= parent= over=
+token=$1 patience=$2 signal_group=$3 mark=${4:?} groups=' ' timer= parent= over=
 send() {
   case $2 in
     sudo:*) sudo -n -- sh -c "$signal_group" sh "$1" "${2#sudo:}" ;;
@@ -45,30 +47,40 @@ stop() {
 }
 unheard() {
   found=' '
-  for place in /proc/[0-9]*; do
-    said= stat=
-    read -r said <"$place/cmdline"
-    case $said in *"$mark"*) read -r stat <"$place/stat" ;; esac
-    [ "$stat" ] || continue
+  set -- /proc/[0-9]*/cmdline
+  # A shell may read byte by byte.
+  ! command -v grep >/dev/null || set -- $(grep -l -s -e "$mark" "$@")
+  for file; do
+    said= place=${file%/cmdline}
+    read -r stat <"$place/stat" || continue
     set -- ${stat##*) }
-    case $said in *"sudo:$mark"*) group=sudo:$3 ;; *) group=$3 ;; esac
-    case $found in *" $group "*) ;; *) found="$found$group " ;; esac
+    [ "/proc/$3" = "$place" ] || continue
+    read -r said <"$file"
+    case $said in
+      *"sudo:$mark"*) found="${found}sudo:$3 " ;;
+      *"$mark"*) [ ! -O "$place" ] || found="$found$3 " ;;
+    esac
   done
 } 2>/dev/null
-finish() {
-  trap '' HUP PIPE
-  stop $groups
-  read -r parent 2>/dev/null </proc/$PPID/comm
+has_parent() {
+  read -r stat </proc/$$/stat || return
+  set -- ${stat##*) }
+  [ "$2" = "$PPID" ] || return
+  parent=
+  read -r parent </proc/$PPID/comm
   case $parent in
-    sshd* | dropbear*)
-      kill -s HUP "$PPID"
-      count=50
-      while [ "$count" -gt 0 ] && [ -e "/proc/$PPID" ]; do
-        sleep 0.1
-        count=$((count - 1))
-      done
-      ;;
+    sshd* | dropbear*) kill -s HUP "$PPID" ;;
+    ?*) return 1 ;;
   esac
+} 2>/dev/null
+finish() {
+  trap '' HUP PIPE TERM
+  stop $groups
+  count=50
+  while [ "$count" -gt 0 ] && has_parent; do
+    sleep 0.1
+    count=$((count - 1))
+  done
   unheard
   stop $found
 }

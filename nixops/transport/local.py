@@ -16,7 +16,8 @@ from typing import IO
 
 from nixops.errors import HostFault
 from nixops.transport.command import Command, LineSink, Result
-from nixops.transport.exec import CHUNK, GRACE, ChunkSink, Deadline, Lines, chunks, raise_if_cancelled, timed_out
+from nixops.transport.exec import CHUNK, GRACE, TICK, ChunkSink, Deadline, Lines, chunks, raise_if_cancelled, timed_out
+from nixops.transport.fleet import aside
 from nixops.transport.group import signal_group
 
 # Which package has the program, where their names differ (Debian's and nixpkgs' names mostly agree).
@@ -52,9 +53,7 @@ class LocalRunner:
         :raises HostFault: the program is not there or may not be run, or it needs root and we are not root.
         :raises CommandTimeout: ``command.timeout`` passed.
         """
-        out: list[bytes] = []
-        result = self._run(command, chunks(command.stdin_bytes), out.append, on_line)
-        return Result(command, result.code, b"".join(out), result.stderr, result.seconds, self.host)
+        return self.stream(command, on_line=on_line)
 
     def stream(
         self,
@@ -65,10 +64,10 @@ class LocalRunner:
         on_line: LineSink | None = None,
     ) -> Result:
         """As :meth:`run`, piece by piece; see :class:`nixops.transport.exec.StreamRunner`."""
-        if stdout is not None:
-            return self._run(command, chunks(command.stdin_bytes) if stdin is None else stdin, stdout, on_line)
         out: list[bytes] = []
-        result = self._run(command, chunks(command.stdin_bytes) if stdin is None else stdin, out.append, on_line)
+        source, sink = chunks(command.stdin_bytes) if stdin is None else stdin, stdout or out.append
+        # An interrupt that strikes as the process is made would leave it running, with nobody who knows its number.
+        result = aside(lambda: self._run(command, source, sink, on_line))
         return Result(command, result.code, b"".join(out), result.stderr, result.seconds, self.host)
 
     def _run(self, command: Command, stdin: Iterable[bytes], stdout: ChunkSink, on_line: LineSink | None) -> Result:
@@ -188,7 +187,7 @@ class _Feeder(threading.Thread):
     def finish(self) -> None:
         """The program is gone: nothing blocks a write any more."""
         if self.ident is not None:
-            self.join(1.0)
+            self.join(TICK)
         try:
             _piped(self._process.stdin).close()
         except BrokenPipeError:

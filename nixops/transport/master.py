@@ -6,6 +6,7 @@ and hangs up; and a guard on this machine kills what is left and removes the dir
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import secrets
@@ -22,6 +23,7 @@ from nixops.transport.exec import Deadline, raise_if_cancelled
 from nixops.transport.guard import Guard
 from nixops.transport.keeper import STOP_GRACE, keeper_line, new_token
 from nixops.transport.target import SshTarget
+from nixops.values import Address
 
 # How long the keeper may take to say that it has heard, seconds; a host that is cut off must not hold us up.
 _HEARD = 1.0
@@ -36,6 +38,7 @@ class Master:
     """An open connection. Made by :meth:`open`; safe to use from several threads.
 
     :ivar lost: set once the connection has ended, for whatever reason.
+    :ivar control: its own socket.
     :ivar mark: what commands carry that its keeper shall look after.
     """
 
@@ -45,8 +48,8 @@ class Master:
         self.mark = new_token()
         self._link = control
         # Each master's own, as a dying ssh removes the path that it was given: it may be its successor's by then.
-        self._control = control.with_name(f"{control.name}.{secrets.token_hex(2)}")
-        self._log = control.with_name(f"{self._control.name}.log")
+        self.control = control.with_name(f"{control.name}.{secrets.token_hex(2)}")
+        self._log = control.with_name(f"{self.control.name}.log")
         self._guard = guard
         self._token = new_token()
         self._writing = threading.Lock()
@@ -54,7 +57,7 @@ class Master:
         # Past the operator's own three signs of life, with room for a busy machine.
         patience = max(10.0, 4 * target.keepalive)
         self._argv = (
-            *("ssh", "-F", str(config), "-T", "-o", "ControlMaster=yes", "-o", f"ControlPath={self._control}"),
+            *("ssh", "-F", str(config), "-T", "-o", "ControlMaster=yes", "-o", f"ControlPath={self.control}"),
             *("-o", "LogLevel=DEBUG1"),
             *(str(target.name), keeper_line(self._token, patience, self.mark)),
         )
@@ -71,8 +74,9 @@ class Master:
             master._await(deadline)
             master._share()
         except BaseException:
-            master.close()
-            master._close_output()
+            master.hang_up()
+            # Who waits for the reason does not wait for its process too.
+            threading.Thread(target=master._bury, name=f"nixops-ssh-{target.name}", daemon=True).start()
             raise
         threading.Thread(target=master._watch, name=f"nixops-ssh-{target.name}", daemon=True).start()
         return master
@@ -152,13 +156,13 @@ class Master:
             self._process.kill()
             self._process.wait()
         self._guard.release(self._process.pid)
-        for left in (self._control, self._log):
+        for left in (self.control, self._log):
             left.unlink(missing_ok=True)
 
     def _share(self) -> None:
         """Let those who read the config find this connection."""
-        fresh = self._control.with_name(f"{self._control.name}.link")
-        fresh.symlink_to(self._control.name)
+        fresh = self.control.with_name(f"{self.control.name}.link")
+        fresh.symlink_to(self.control.name)
         fresh.replace(self._link)
 
     def _await(self, deadline: Deadline) -> None:
@@ -201,6 +205,9 @@ class Master:
                 beat = Deadline(self.target.keepalive)
         self.lost.set()
         # The keeper went, or the connection did: either way this master takes no further session.
+        self._bury()
+
+    def _bury(self) -> None:
         self.close()
         self._close_output()
 
@@ -255,7 +262,7 @@ class Master:
                 f"{target} took the connection, and the SSH handshake was not done {within}",
                 hint="the port answers: is the host overloaded, or is that not sshd?",
             )
-        if "Connecting to " in told:
+        if "Connecting to " in told or _is_number(target.address):
             return Unreachable(
                 f"{target.name} cannot be reached on port {target.port}: no answer {within}",
                 hint="is the host up, and is there a route to it?",
@@ -290,3 +297,12 @@ class Master:
             hint="nothing was sent. Somebody may stand in between. If the host was reinstalled, compare the offered "
             f"fingerprint with its console, then: invoke trust {name}",
         )
+
+
+def _is_number(address: Address) -> bool:
+    """Whether it is an IP address, which nobody has to resolve."""
+    try:
+        ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    return True

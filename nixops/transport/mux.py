@@ -33,6 +33,9 @@ from nixops.values import HostName
 COMMANDS = 5
 # How long to wait for a session that the host refuses at first, seconds.
 SESSION_PATIENCE = 10.0
+# For how long it refuses them, with none of ours there, until it is taken for one that takes no second, seconds. One
+# that is busy may hear of several ends and beginnings at once, and count the beginnings first.
+_ALONE = 1.0
 
 
 @dataclass
@@ -234,8 +237,8 @@ class MuxRunner:
         if command.cwd is not None:
             raise ValueError("a working directory is for local commands only")
         out: list[bytes] = []
-        patience = Deadline(SESSION_PATIENCE)
         with self._slot():
+            patience, alone = Deadline(SESSION_PATIENCE), Deadline(_ALONE)
             while True:
                 session = Session(
                     self._pool.master(self._host, Deadline(self.target.connect_timeout + self.target.login_timeout)),
@@ -253,9 +256,11 @@ class MuxRunner:
                     self._host.sessions.discard(session)
                 if result is not None:
                     return Result(command, result.code, b"".join(out), result.stderr, result.seconds, self.host)
-                # Refused before it began: another session may end in time. Where there is no other, the host takes
-                # one session on a connection, which the keeper has.
-                if session.shared and (patience.passed or not any(other.begun for other in list(self._host.sessions))):
+                # Refused before it began: another session may end in time. Where there is none for a while, the host
+                # takes one session on a connection, which the keeper has.
+                if any(other.begun for other in list(self._host.sessions)):
+                    alone = Deadline(_ALONE)
+                if session.shared and (patience.passed or alone.passed):
                     self._pool.unshare(self._host)
                 elif patience.passed and not session.shared:
                     raise HostFault(

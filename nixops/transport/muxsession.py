@@ -9,7 +9,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import copy_context
-from itertools import chain
 from pathlib import Path
 
 from nixops.errors import ConnectionLost, HostFault, Interrupted, LoginRefused
@@ -60,8 +59,9 @@ class Session:
         self._target = master.target
         self._config = config
         self._command = command
+        through_sudo = command.root and self._target.user != "root"
         self._wrapped = Wrapped.of(
-            command, mark=master.mark, through_sudo=command.root and self._target.user != "root", waits=not shared
+            command, mark=master.mark, through_sudo=through_sudo, waits=through_sudo or not shared
         )
         self.shared = shared
         self._stdout = stdout
@@ -88,15 +88,17 @@ class Session:
         """
         target = self._target
         timeout = target.command_timeout if self._command.timeout is None else self._command.timeout
-        if stdin is None:
-            source: Iterable[bytes] = chunks(self._command.stdin_bytes)
-        else:
-            source = stdin if isinstance(stdin, list | tuple) else self._once_begun(stdin)
+        source = chunks(self._command.stdin_bytes) if stdin is None else stdin
+        at_hand = stdin is None or isinstance(stdin, list | tuple)
         if self._wrapped.waits:
-            source = self._once_begun(chain([b"\n"], source))
-        # A master that goes in this moment must not make ssh log in anew behind our back.
-        how = "ProxyCommand=false" if self.shared else "ControlPath=none"
-        ssh = ("ssh", "-F", str(self._config), "-T", "-o", how, str(target.name), self._wrapped.line)
+            source = self._once_begun(self._told(source, at_hand=at_hand))
+        elif not at_hand:
+            source = self._once_begun(source)
+        # A master that goes in this moment must not make ssh log in anew behind our back, and its successor's keeper
+        # knows nothing of this command.
+        how = (f"ControlPath={self._master.control}", "ProxyCommand=false") if self.shared else ("ControlPath=none",)
+        options = [word for option in how for word in ("-o", option)]
+        ssh = ("ssh", "-F", str(self._config), "-T", *options, str(target.name), self._wrapped.line)
         local = Command(ssh, env=bare_environment(), timeout=None, title=self._command.name)
         result = self._carried_out(local, source, Deadline(timeout), timeout)
         if self._group is not None:
@@ -157,6 +159,16 @@ class Session:
                 # A command that begins after all must not take an end of its stdin for an empty one.
                 raise Interrupted("given up before it began")
         yield from stdin
+
+    def _told(self, stdin: Iterable[bytes], *, at_hand: bool) -> Iterator[bytes]:
+        if not self._master.alive:
+            raise ConnectionLost(
+                f"the connection to {self._target.name} was lost before {self._command.name} could start"
+            )
+        pieces = iter(stdin)
+        # In one write where it can be: between two a kill of ours would make an empty stdin of it.
+        yield b"\n" + (next(pieces, b"") if at_hand else b"")
+        yield from pieces
 
     def _out(self, chunk: bytes) -> None:
         if self._dropping:

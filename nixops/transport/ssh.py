@@ -26,7 +26,7 @@ from nixops.transport.exec import (
     chunks,
     raise_if_cancelled,
 )
-from nixops.transport.fleet import fan_out
+from nixops.transport.fleet import aside
 from nixops.transport.group import signal_group
 from nixops.transport.hostkey import fingerprint
 from nixops.transport.sshchannel import Exchange
@@ -170,7 +170,7 @@ class SshRunner:
         *,
         through_sudo: bool,
         reserved: bool = False,
-        patience: float = CHANNEL_PATIENCE,
+        patience: float | None = None,
     ) -> Result:
         transport = self._transport()
         start: Start | None = None
@@ -183,12 +183,14 @@ class SshRunner:
             while not self._slots.acquire(timeout=TICK):
                 raise_if_cancelled()
         try:
-            channel = self._channel(transport, patience)
+            channel = self._channel(transport, CHANNEL_PATIENCE if patience is None else patience)
             line = start.shell_line if start else command.shell_line()
             exchange = Exchange(channel, line, command, self.host, start.stderr if start else None)
             try:
                 source = start.stdin(stdin) if start else stdin
-                result = _aside(lambda: exchange.run(source, stdout, on_line, timeout))
+                # Struck between paramiko's lock.acquire() and the try behind it, the lock would stay taken for good,
+                # and whoever asks the channel next would wait for ever.
+                result = aside(lambda: exchange.run(source, stdout, on_line, timeout))
             except BaseException as error:
                 # What stops others is not stopped itself: that would never come to an end.
                 if not reserved and not isinstance(error, ConnectionLost):
@@ -208,14 +210,14 @@ class SshRunner:
     def _stop(self, exchange: Exchange, start: Start | None) -> None:
         """Stop what runs on the host; the reason is about to be raised, so nothing else may be."""
 
-        def stop(group: int, name: str, *, through_sudo: bool, patience: float) -> None:
+        def stop(group: int, name: str, *, through_sudo: bool, patience: float | None) -> None:
             kill = signal_group(group, name, root=True)
             self._once(kill, (), lambda _: None, None, through_sudo=through_sudo, reserved=True, patience=patience)
 
         def send(name: str) -> None:
             if isinstance(start, SudoStart):
                 assert start.group is not None  # it has entered
-                stop(start.group, name, through_sudo=True, patience=CHANNEL_PATIENCE)
+                stop(start.group, name, through_sudo=True, patience=None)
                 return
             if name == "KILL" and start is not None and start.group is not None:
                 try:
@@ -266,18 +268,6 @@ class _SudoGate:
                 self._refused = error
                 raise
             self._passed = True
-
-
-def _aside(work: Callable[[], Result]) -> Result:
-    """``work`` in a thread of its own where this is the main one, the only one that a KeyboardInterrupt strikes.
-
-    Struck between paramiko's ``lock.acquire()`` and the ``try`` behind it, the lock would stay taken for good, and
-    whoever asks the channel next would wait for ever. The interrupt stops ``work`` by cancelling it instead.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return work()
-    (outcome,) = fan_out((None,), lambda _: work(), limit=1)
-    return outcome.unwrap()
 
 
 def _cleaned(on_line: LineSink | None, redactor: Redactor) -> LineSink | None:

@@ -105,6 +105,7 @@ def nopasswd(lab: Lab) -> Iterator[LabHost]:
 
 def logins(host: LabHost) -> int:
     """How many logins sshd has let in since the host was booted."""
+    host.exec("journalctl", "--sync")
     said = host.exec("journalctl", "-q", "--no-pager", "-g", "Accepted publickey", check=False).stdout
     return len(said.splitlines())
 
@@ -127,6 +128,7 @@ def reload_sshd(host: LabHost) -> None:
     """Have the host's sshd read its settings, and wait until it has: for a moment it listens no more."""
 
     def listening() -> int:
+        host.exec("journalctl", "--sync")
         said = host.exec(
             "journalctl", "-q", "--no-pager", "-u", "ssh", "-g", r"Server listening on 0\.0\.0\.0", check=False
         )
@@ -289,7 +291,7 @@ def operator(host: LabHost, flake: str = "", *, deaf: bool = False) -> Iterator[
     assert process.stdout is not None
     try:
         directory = Path(process.stdout.readline().decode().strip())
-        assert eventually(lambda: "sleep 78101" in " ".join(processes(host, "sleep 78101")), 20)
+        assert eventually(lambda: "sleep 78101" in " ".join(processes(host, "sleep 78101")), 90)
         yield process, directory
     finally:
         process.kill()
@@ -345,13 +347,13 @@ def test_a_cancelled_build_is_gone_from_the_host_and_the_connection_goes_on(benc
     switch = Cancellation()
 
     def interrupt() -> None:
-        if eventually(lambda: bool(processes(host, "sleep 78101")), 20):
+        if eventually(lambda: bool(processes(host, "sleep 78101")), 90):
             switch.cancel()
 
     thread = threading.Thread(target=interrupt)
     thread.start()
     with cancellable(switch), pytest.raises(Interrupted):
-        bench.nix.build_derivation(bench.drv("slow"), store=bench.store(name), timeout=60)
+        bench.nix.build_derivation(bench.drv("slow"), store=bench.store(name), timeout=120)
     thread.join()
     assert eventually(lambda: not processes(host, "sleep 78101"))
     assert runner.run(Command.of("echo", "on")).out == "on\n"
@@ -393,18 +395,21 @@ def test_a_host_that_is_cut_off_is_told_in_time_and_stops_what_ran(
         nix = Nix(LocalRunner(), env={**OFFLINE, **pool.nix_env()})
         flake = make_flake(tmp_path)
 
+        began: list[float] = []
+
         def cut() -> None:
-            eventually(lambda: bool(processes(host, "sleep 78101")) and bool(processes(host, "sleep 78104")), 20)
+            assert eventually(lambda: processes(host, "sleep 78101") and processes(host, "sleep 78104"), 90)
+            began.append(time.monotonic())
             host.partition(True)
 
         works: list[Callable[[], object]] = [
             cut,
-            lambda: runner.run(Command.of("sleep", "78104", timeout=60)),
-            lambda: nix.build(f"{flake}#slow", store=StoreUri.ssh_ng(target_of(host)), timeout=60),
+            lambda: runner.run(Command.of("sleep", "78104", timeout=120)),
+            lambda: nix.build(f"{flake}#slow", store=StoreUri.ssh_ng(target_of(host)), timeout=120),
         ]
-        began = time.monotonic()
-        _, command, build = fan_out(works, lambda work: work())
-        assert time.monotonic() - began < 25
+        cutting, command, build = fan_out(works, lambda work: work())
+        cutting.unwrap()
+        assert time.monotonic() - began[0] < 25
         assert isinstance(command.error, ConnectionLost), command.error
         assert isinstance(build.error, ConnectionLost), build.error
         with pytest.raises(Unreachable, match="cannot be reached"):

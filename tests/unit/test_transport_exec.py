@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import threading
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nixops.errors import CommandFailed, CommandTimeout, HostFault, Interrupted
@@ -25,12 +26,24 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 # -- quoting --------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.lists(TEXT, min_size=1, max_size=5), TEXT)
-def test_a_real_shell_parses_a_shell_line_back_into_the_arguments(args: list[str], value: str) -> None:
+# Shells that a login may have; sh is always there.
+LOGIN_SHELLS = [shell for shell in ("sh", "bash", "zsh", "fish") if shutil.which(shell)]
+TRICKY = st.text(st.sampled_from("\\'\"$`!~*#\n a"), max_size=12)
+
+
+@pytest.mark.parametrize("shell", LOGIN_SHELLS)
+@settings(max_examples=80, deadline=None)
+@given(args=st.lists(TEXT | TRICKY, min_size=1, max_size=5), value=TEXT | TRICKY)
+@example(args=["\\", "'\\'", "a\\'; echo out; '\\"], value="\\\\")
+def test_a_real_shell_parses_a_shell_line_back_into_the_arguments(shell: str, args: list[str], value: str) -> None:
     command = Command.of("sh", "-c", 'printf "%s\\0" "$V" "$@"', "sh", *args, env={"V": value})
-    out = subprocess.run(["sh", "-c", command.shell_line()], capture_output=True, check=True).stdout
+    out = subprocess.run([shell, "-c", command.shell_line()], capture_output=True, check=True).stdout
     assert out == b"".join(text.encode() + b"\0" for text in (value, *args))
+
+
+def test_a_backslash_stands_between_double_quotes() -> None:
+    """To fish, which need not be installed here, it may be an escape between single ones."""
+    assert Command.of("echo", "a\\", "b").shell_line() == r"""echo 'a'"\\"'' b"""
 
 
 @settings(max_examples=100, deadline=None)
@@ -135,12 +148,15 @@ def test_fan_out_never_runs_more_than_its_limit() -> None:
     running = 0
     most = 0
     lock = threading.Lock()
+    first = threading.Barrier(3, timeout=20)
 
-    def work(_: int) -> None:
+    def work(number: int) -> None:
         nonlocal running, most
         with lock:
             running += 1
             most = max(most, running)
+        if number < 3:
+            first.wait()
         time.sleep(0.02)
         with lock:
             running -= 1
@@ -157,19 +173,27 @@ def test_fan_out_over_nothing_is_nothing() -> None:
 def test_an_interrupt_cancels_what_waits_and_stops_what_runs() -> None:
     begun: list[int] = []
     ended: list[Exception] = []
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    both = threading.Barrier(2, timer.start, timeout=20)
+
+    def ready(_: str) -> None:
+        both.wait()
 
     def work(number: int) -> None:
         begun.append(number)
         try:
-            LocalRunner().run(Command.of("sleep", "1000", timeout=None))
+            script = "echo ready >&2; exec sleep 1000"
+            LocalRunner().run(Command.of("sh", "-c", script, timeout=None), ready)
         except Exception as error:
             ended.append(error)
             raise
 
-    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        fan_out(range(10), work, limit=2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fan_out(range(10), work, limit=2)
+    finally:
+        timer.cancel()  # it is for this test alone
     assert time.monotonic() - started < 8
     assert sorted(begun) == [0, 1]
     assert [type(error) for error in ended] == [Interrupted, Interrupted]

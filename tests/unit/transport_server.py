@@ -194,12 +194,13 @@ class Server(paramiko.ServerInterface):
         transport = channel.get_transport()
         assert isinstance(transport, Transport)
         transport.said_started(channel.remote_chanid).wait(10)
+        # Before the client hears of the end: it may open its next session at once.
+        self.sessions -= 1
         # The connection may end at this moment: there is nobody left to tell then.
         with contextlib.suppress(EOFError, OSError):
             if not channel.closed:
                 channel.send_exit_status(code if code >= 0 else 128 - code)
             channel.close()
-        self.sessions -= 1
 
 
 @dataclass
