@@ -18,6 +18,8 @@ from nixops.transport.command import Command, Runner
 
 # The exit code of a sign of life for a lease that is no longer ours.
 _LOST: Final = 9
+# How long a sign of life that is on its way is waited for, seconds.
+_JOIN: Final = 2.0
 
 _ACQUIRE: Final = f"""
 PATH={HOST_PATH}; export PATH
@@ -166,6 +168,10 @@ class Lease:
 
     def _release(self) -> None:
         self._stop.set()
+        if self._thread is not None:
+            # A sign of life that is on its way would be written after the end. It does not hang for long, or nothing
+            # else over this connection would come through either.
+            self._thread.join(_JOIN)
         try:
             self._runner.run(Command.script(_RELEASE, self._nonce, root=True, timeout=30)).check()
         except NixopsError as error:

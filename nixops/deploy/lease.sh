@@ -42,8 +42,9 @@ trap release EXIT TERM INT
 
 read -r up _ </proc/uptime
 echo "${up%%.*}" >alive
-mv -f "offer.$nonce" lease || exit 1
+# First: who finds the lease taken may rely on it.
 hold_upgrade
+mv -f "offer.$nonce" lease || exit 1
 
 while sleep 1; do
     read -r up _ </proc/uptime

@@ -93,7 +93,7 @@ def read_registration(subject: Subject) -> Registration:
 
 def registered(subject: Subject) -> Verdict:
     """Registered: with the right forge and name on the host's side, and listed and alive on the forge's."""
-    registration = read_registration(subject)
+    registration = _settled(subject)
     if subject.runner.module is RunnerModule.GITEA:
         wrong = _file_is_wrong(subject, registration)
         if wrong is not None:
@@ -118,6 +118,22 @@ def registered(subject: Subject) -> Verdict:
             todo=f"look at `journalctl -u '{subject.unit}'`",
         )
     return passed(f"{len(uuids)} connections declared to the forge")
+
+
+def _settled(subject: Subject) -> Registration:
+    """What the files say once there is nothing more to come, or as they are when ``patience.forge`` is over."""
+    patience = subject.patience
+    deadline = patience.clock() + patience.forge
+    while True:
+        registration = read_registration(subject)
+        if subject.runner.module is RunnerModule.GITEA:
+            complete = bool((registration.file or {}).get("uuid"))
+        else:
+            # A daemon declares one connection after the other.
+            complete = subject.forge is not None or registration.declared >= len(registration.uuids)
+        if complete or patience.clock() >= deadline:
+            return registration
+        patience.sleep(patience.interval)
 
 
 def _file_is_wrong(subject: Subject, registration: Registration) -> Verdict | None:

@@ -21,7 +21,10 @@ def wait_until_up(transport: Runner, facts: UnitFacts, patience: Patience) -> Un
 
 
 def _may_come_up(facts: UnitFacts) -> bool:
-    return facts.exists and facts.get("ActiveState") in ("activating", "reloading")
+    """Whether it is on its way: starting, about to be (its job waits for others), or not the unit's program yet."""
+    state, started = facts.get("ActiveState"), facts.get("SubState") == "running" and facts.process is None
+    waits = state == "inactive" and facts.number("Job") != 0
+    return facts.exists and (state in ("activating", "reloading") or waits or started)
 
 
 def unit_active(subject: Subject) -> Verdict:

@@ -75,6 +75,7 @@ STATE: Final = (
     "MainPID",
     "ExecMainStartTimestampMonotonic",
     "ExecMainStatus",
+    "Job",
     "InvocationID",
     "ControlGroup",
     "WorkingDirectory",
@@ -91,14 +92,20 @@ LIMITS: Final = (
     "Nice",
 )
 
+# Ticks of /proc/PID/stat in a second (USER_HZ, proc(5)); the same on every machine that NixOS runs on.
+_TICKS: Final = 100
+
 # Of the process' environment only PATH leaves the host: the rest may hold the runner's token. The shell reads what it
 # can by itself: a host starts a program for each of the others.
+#
+# The clock is read first: a process has run for longer than it says, never for less. And it is the one that the kernel
+# counts a process' start in; systemd's stands still while a host sleeps.
 _FACTS: Final = r"""
 properties=$1; shift
+read -r uptime rest < /proc/uptime
 out=$(systemctl show -p "$properties" -- "$@") || exit 3
 printf '%s\n' "$out"
 echo '@host'
-read -r uptime rest < /proc/uptime
 echo "uptime=$uptime"
 while read -r key value rest; do
     [ "$key" != MemTotal: ] || { echo "memory=$value"; break; }
@@ -112,6 +119,10 @@ emit() {
         -e 's/^\(Set\|Import\)Credential.*/credential=/p'
     echo "named=$(id -nG -- "${user:-root}" 2>/dev/null)"
     [ "$pid" != 0 ] && [ -r "/proc/$pid/status" ] || return 0
+    # Until it executes the unit's program it is systemd's, with systemd's user and environment.
+    stat=
+    read -r stat < "/proc/$pid/stat"
+    case $stat in '' | *' (('* | *' (systemd) '* | *' (systemd-executo) '*) return 0 ;; esac
     gids=' '
     while read -r key value; do
         case $key in
@@ -120,10 +131,9 @@ emit() {
         esac
     done < "/proc/$pid/status"
     [ "$gids" = ' ' ] || getent group $gids | while IFS=: read -r name rest; do echo "group=$name"; done
-    stat=
-    read -r stat < "/proc/$pid/stat"
     set -- ${stat##*) }
     echo "nice=${17-}"
+    echo "started=${20-}"
     echo "path=$(tr '\0\n' '\n ' < "/proc/$pid/environ" | sed -n '/^PATH=/{s///p;q;}')"
     for file in memory.max memory.high memory.swap.max cpu.max cpu.weight io.weight pids.max; do
         [ -r "/sys/fs/cgroup$cgroup/$file" ] || continue
@@ -148,10 +158,11 @@ echo '@end'
 
 @dataclass(frozen=True)
 class ProcessFacts:
-    """The unit's main process.
+    """The unit's main process, once it executes the unit's program.
 
     :ivar path: its PATH, an entry each.
     :ivar cgroup: what the kernel enforces for its unit, by file name; absent files mean no such controller.
+    :ivar started: seconds since the host started, when it did.
     """
 
     pid: int
@@ -159,6 +170,7 @@ class ProcessFacts:
     nice: int
     path: tuple[str, ...]
     cgroup: Mapping[str, str]
+    started: float
 
 
 @dataclass(frozen=True)
@@ -169,7 +181,7 @@ class UnitFacts:
     :ivar process: its main process, ``None`` when there is none.
     :ivar credentials: its LoadCredential lines; an empty text for one that comes from elsewhere.
     :ivar groups: names of every group its user or its process is in.
-    :ivar uptime: seconds since the host started, when this was read.
+    :ivar uptime: seconds since the host started, just before this was read.
     :ivar memory: the host's memory, bytes.
     """
 
@@ -200,8 +212,8 @@ class UnitFacts:
 
     @property
     def age(self) -> float:
-        """Seconds since its main process started."""
-        return self.uptime - self.number("ExecMainStartTimestampMonotonic") / 1e6
+        """Seconds since its main process started; 0 where there is none."""
+        return max(0.0, self.uptime - self.process.started) if self.process is not None else 0.0
 
     @property
     def state_directories(self) -> tuple[str, ...]:
@@ -267,5 +279,6 @@ def _unit(name: str, block: str, process: str, uptime: float, memory: int) -> Un
             nice=int(about["nice"][0]),
             path=tuple(p for p in about["path"][0].split(":") if p),
             cgroup=dict(line.partition(" ")[::2] for line in about.get("cgroup", ())),
+            started=int(about["started"][0]) / _TICKS,
         )
     return UnitFacts(name, _pairs(block), main, frozenset(groups), uptime, memory, about.get("credential", ()))

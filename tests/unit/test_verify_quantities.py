@@ -13,7 +13,7 @@ GIB = 1 << 30
 
 
 def facts(properties: dict[str, str], cgroup: dict[str, str] | None = None, nice: int = 0) -> UnitFacts:
-    process = ProcessFacts(7, 61234, nice, (), cgroup or {})
+    process = ProcessFacts(7, 61234, nice, (), cgroup or {}, 1.0)
     return UnitFacts("u.service", {k: (v,) for k, v in properties.items()}, process, frozenset(), 100.0, 8 * GIB)
 
 

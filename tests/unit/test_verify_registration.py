@@ -82,8 +82,8 @@ CONNECTIONS = (
 )
 
 
-def connected(registration: str, forge: object = None) -> CheckResult:
-    recorded = RecordedHost(registration=registration)
+def connected(registration: str, forge: object = None, *, then: str | None = None) -> CheckResult:
+    recorded = RecordedHost(registration=registration, registrations=[then] if then else [])
     host = inventory_host(
         module="forgejo-runner", scope=None, trusted=["torjus/nixos", "torjus/nixos-servers"], other=False
     )
@@ -108,3 +108,16 @@ def test_where_the_forge_cannot_list_the_journal_must_say_that_each_connection_w
     result = connected(CONNECTIONS.replace("\n2\n", "\n1\n"))
     assert not result.ok
     assert "1 in the journal" in result.detail
+
+
+def test_a_daemon_that_declares_one_connection_after_the_other_is_waited_for() -> None:
+    assert connected(CONNECTIONS.replace("\n2\n", "\n1\n"), then=CONNECTIONS).ok
+
+
+def test_a_registration_file_that_is_being_written_is_waited_for() -> None:
+    recorded = RecordedHost()
+    recorded.registrations = ["@registration\n@config\n@declared\n0\n", recorded.registration]
+    recorded.registration = "@config\n@declared\n0\n"
+    clock = Clock()
+    assert check(recorded, clock=clock)["registered"].ok
+    assert clock.now == 2

@@ -10,7 +10,7 @@ from tests.unit.verify_recorded import OURS, Clock, RecordedHost, check, failure
 
 
 def started(ago: float, host: RecordedHost) -> RecordedHost:
-    host.unit["ExecMainStartTimestampMonotonic"] = str(int((host.uptime - ago) * 1e6))
+    host.started = host.uptime - ago
     return host
 
 
@@ -58,6 +58,26 @@ def test_a_service_that_is_still_starting_is_waited_for() -> None:
         60, RecordedHost(looks=[{}, {}, {"ActiveState": "active", "SubState": "running", "MainPID": "7"}])
     )
     recorded.unit |= {"ActiveState": "activating", "SubState": "start-pre", "MainPID": "0"}
+    assert failures(check(recorded, clock=clock)) == set()
+    assert clock.now >= 2
+
+
+def test_a_service_that_is_yet_to_start_is_waited_for() -> None:
+    """As after a boot: its job waits for that of another unit."""
+    clock = Clock()
+    recorded = started(
+        60, RecordedHost(looks=[{}, {"ActiveState": "active", "SubState": "running", "MainPID": "7", "Job": "0"}])
+    )
+    recorded.unit |= {"ActiveState": "inactive", "SubState": "dead", "MainPID": "0", "Job": "311"}
+    assert failures(check(recorded, clock=clock)) == set()
+    assert clock.now >= 2
+
+
+def test_a_service_whose_process_is_systemds_still_is_waited_for() -> None:
+    """Between fork and exec the unit is active, and its process says nothing of the runner's."""
+    clock = Clock()
+    recorded = started(60, RecordedHost(looks=[{}, {"MainPID": "7"}]))
+    recorded.unit["MainPID"] = "0"
     assert failures(check(recorded, clock=clock)) == set()
     assert clock.now >= 2
 

@@ -25,6 +25,7 @@ _UNIT = {
     "NRestarts": "0",
     "ExecMainStartTimestampMonotonic": "2088547523",
     "ExecMainStatus": "0",
+    "Job": "0",
     "ControlGroup": f"/system.slice/{OURS}",
     "CPUQuotaPerSecUSec": "1.500000s",
     "MemoryMax": "1073741824",
@@ -64,6 +65,7 @@ class RecordedHost:
     """A good host until a test changes one of its answers.
 
     :ivar looks: changes to our unit's properties for the second, third… time it is read.
+    :ivar registrations: what the registration's files say the second, third… time.
     :ivar opened: what the runner's user can open: ``read``, ``list`` or ``write``, and the path.
     :ivar broken: titles of commands that fail with 127 and print nothing.
     """
@@ -77,6 +79,7 @@ class RecordedHost:
     nice: int | str = 0
     groups: str = ""
     uptime: float = 2204.7
+    started: float = 2088.54
     accounts: str = "root:x:0:0::/root:/bin/sh\n"
     cgroup: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(
@@ -110,6 +113,7 @@ class RecordedHost:
         '@registration\n"uuid": "22222222-2222-2222-2222-222222222222"\n"name": "nix-cache02-native"\n'
         '"address": "http://forge.lab:3000"\n@config\n@declared\n0\n'
     )
+    registrations: list[str] = field(default_factory=list)
     path: str = _PATH
     our_unit: str = OURS
     broken: set[str] = field(default_factory=set)
@@ -135,7 +139,9 @@ class RecordedHost:
                 uid = self.uid if self.probe_uid is None else self.probe_uid
                 return 0, self._unit_of_trials(script, uid)
             case "reading the registration":
-                return 0, self.registration + "@end\n"
+                said = self.registration
+                self.registration = self.registrations.pop(0) if self.registrations else said
+                return 0, said + "@end\n"
         return self._testinfra(command.argv[2].split("export PATH\n", 1)[1])
 
     def _units(self, units: Sequence[str]) -> str:
@@ -151,7 +157,7 @@ class RecordedHost:
                 cgroup = "".join(f"cgroup={k} {v}\n" for k, v in self.cgroup.items())
                 uid = self.uid if unit == self.our_unit else 63182
                 process += f"Uid={uid}\t{uid}\t{uid}\t{uid}\nGid={uid}\t{uid}\nGroups={uid} \ngroup=\n"
-                process += f"nice={self.nice}\npath={self.path}\n{cgroup}"
+                process += f"nice={self.nice}\nstarted={int(self.started * 100)}\npath={self.path}\n{cgroup}"
             processes.append(process)
         return "\n".join(blocks) + f"@host\nuptime={self.uptime}\nmemory=24684092\n" + "".join(processes) + "@end\n"
 
