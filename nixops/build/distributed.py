@@ -275,8 +275,11 @@ class _Work:
             return
         before = self._names()
         self.choose(facts)
-        for name, why in self.watch.unreached().items():
-            if name in self._names():
+        unreached = self.watch.unreached()
+        # Nix connects for each derivation: a machine that it did reach was lost since.
+        gone = tuple(name for name in unreached if name in self.watch.counts())
+        for name, why in unreached.items():
+            if name in self._names() and name not in gone:
                 # It answers us, so it is the way that differs: a daemon logs in as root, and with another key.
                 self._leave_out(name, f"{facts.worker.value} cannot connect to it: {why}", failed=False)
                 self.probes = tuple(probe for probe in self.probes if probe.builder.name != name)
@@ -285,9 +288,9 @@ class _Work:
         if before - self._names():
             return
         need = self.watch.unfit()
-        if need is not None:
+        if need is not None and not gone:
             raise self._none(f"no builder can be used for ({need}), which {self.attribute} needs")
-        lost = self.watch.broken_off() or ((reported.builder,) if reported and reported.stopped else ())
+        lost = self.watch.broken_off() or ((reported.builder,) if reported and reported.stopped else gone)
         if not lost and not isinstance(error, Unreachable):
             raise error
         whom = ", ".join(lost) or "a builder"

@@ -117,6 +117,11 @@ def probe_all(
             # Whoever was stopped answers too, and at once: that is no answer.
             raise_if_cancelled()
             take(probe)
+        # Who answered while the caller was busy with another's answer did so in time.
+        while not answers.empty():
+            probe = answers.get_nowait()
+            raise_if_cancelled()
+            take(probe)
     finally:
         # Also in the usual case: who has not answered by now is not heard any more.
         switch.cancel()

@@ -131,6 +131,9 @@ export REGISTRY_AUTH_FILE
 # What the program says goes through a pipe: with our own stderr, a process that it leaves behind would hold the
 # connection for as long as it lives.
 mkfifo "$private/said" || finish refused memory
+# Between the start of each and its number in hand, nothing may end us: it would outlive us.
+late=
+trap 'late=yes' HUP INT TERM PIPE
 cat "$private/said" 3<&- >&2 &
 saying=$!
 # timeout makes a process group of its own, and gives it whatever signal it gets itself: so no child of the program
@@ -174,6 +177,8 @@ reading=$!
   stopped
 } 3<&- >/dev/null 2>&1 &
 watching=$!
+trap 'exit 1' HUP INT TERM PIPE
+[ -z "$late" ] || exit 1
 
 wait "$pushing"
 code=$?

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -79,6 +80,7 @@ class Reporter:
     stderr: TextIO = field(default_factory=lambda: sys.stderr)
     steps: list[Step] = field(default_factory=list)
     documented: bool = False
+    _writing: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.stdout = cast("TextIO", _Lasting(self.stdout, progress=False))
@@ -122,7 +124,10 @@ class Reporter:
         if style and stream.isatty():
             self._console(stream).print(text, style=style)
         else:
-            print(text, file=stream, flush=True)
+            # Lines of several threads: each is written at once.
+            with self._writing:
+                stream.write(text + "\n")
+                stream.flush()
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:

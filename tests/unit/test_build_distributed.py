@@ -286,6 +286,41 @@ def build(answer: str) -> Distributed:
     return build_distributed(FlakeRef("/x"), AttrPath("app"), session, local_jobs=1)  # type: ignore[arg-type]  # a stand-in
 
 
+class Flapping(Session):
+    """One builder, which answers whenever it is asked; nix reaches it for a first derivation and not for the next."""
+
+    class pool:
+        @staticmethod
+        def probe() -> tuple[Probe, ...]:
+            return (Probe(builder()),)
+
+    def __init__(self, uri: str) -> None:
+        super().__init__("")
+        self.attempts = 0
+        lost = (start(DRV, uri), said(f"cannot build on '{uri}': error: failed to start SSH connection"))
+        answer = json.dumps([{"drvPath": DRV, "outputs": {"out": OUT}}])
+        self.rounds = [(1, "", "\n".join(lost)), (0, answer, start(DRV, uri))]
+        self.scripted = self.local
+        self.local = self  # type: ignore[assignment]  # it is asked for one thing
+
+    host = "localhost"
+
+    def run(self, command: Command, on_line: LineSink | None = None) -> Result:
+        if " build " in " ".join(command.argv):
+            self.scripted.answers[" build "] = self.rounds[self.attempts]
+            self.attempts += 1
+        return self.scripted.run(command, on_line)
+
+
+def test_a_builder_that_nix_reached_and_then_did_not_was_lost_and_is_asked_again() -> None:
+    session, heard = Flapping("ssh-ng://root@one"), list[str]()
+    make: Callable[..., Distributed] = build_distributed
+    result = make(FlakeRef("/x"), AttrPath("app"), session, on_event=heard.append)
+    assert session.attempts == 2
+    assert result.left_out == () and result.outputs[0].builder == "one"
+    assert "one was lost in the middle, and answers again: once more" in heard
+
+
 @pytest.mark.parametrize("cut", [0, len("/nix/store/")], ids=["to 2.32", "from 2.33"])
 def test_both_shapes_of_nixs_answer_are_read(cut: int) -> None:
     answer = [{"drvPath": DRV[cut:], "outputs": {"out": OUT[cut:]}, "startTime": 0}]

@@ -300,7 +300,9 @@ class Job:
             rows = [{"time": stamp, "content": row} for row in self.rows[self.sent :]]
         body = {"taskId": self.id, "index": str(self.sent), "rows": rows, "noMore": last}
         self.sent = int(self.client.runner("UpdateLog", body).get("ackIndex") or 0)
-        state = self.client.runner("UpdateTask", {"state": {"id": self.id, "result": self.result}}).get("state") or {}
+        # With its result a run is over: the last lines come before it.
+        result = self.result if last else "RESULT_UNSPECIFIED"
+        state = self.client.runner("UpdateTask", {"state": {"id": self.id, "result": result}}).get("state") or {}
         if not last and state.get("result") in ("RESULT_CANCELLED", "RESULT_FAILURE"):
             self.cancelled.set()
 
