@@ -54,6 +54,18 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Before a file of unit tests is imported: Hypothesis' examples have no deadline, which a busy machine exceeds.
+
+    Not sooner, as Hypothesis takes a while to import and the lab's tests do without it.
+    """
+    if isinstance(collector, pytest.Module) and collector.path.parent.name == "unit":
+        from hypothesis import settings
+
+        settings.register_profile("unit", deadline=None)
+        settings.load_profile("unit")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """On a worker of xdist: the order of :func:`_mixed`. Alone, the quick ones stay first."""

@@ -137,6 +137,7 @@ class Watch:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample)
         self.seen: set[bytes] = set()
+        self.sweeps = 0
 
     def __enter__(self) -> Watch:
         self._thread.start()
@@ -157,17 +158,25 @@ class Watch:
                         self.seen.add((process / name).read_bytes())
                     except OSError:
                         continue
+            self.sweeps += 1
 
     def saw(self, text: str) -> bool:
-        return any(text.encode() in blob for blob in self.seen)
+        return any(text.encode() in blob for blob in self.seen.copy())
+
+    def look(self) -> None:
+        """Wait until every process that runs now has been looked at."""
+        wanted, end = self.sweeps + 2, time.monotonic() + 60
+        while self.sweeps < wanted:
+            assert time.monotonic() < end
+            time.sleep(0.02)
 
 
 class SlowProxy:
-    """Passes TCP connections on after a delay, so that what talks through it can be watched."""
+    """Passes TCP connections on after ``look``, so that what talks through it can be watched."""
 
-    def __init__(self, port: int, delay: float) -> None:
+    def __init__(self, port: int, look: Callable[[], object]) -> None:
         self._to = port
-        self._delay = delay
+        self._look = look
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -181,7 +190,7 @@ class SlowProxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            time.sleep(self._delay)
+            self._look()
             server = socket.create_connection(("127.0.0.1", self._to))
             for one, other in ((client, server), (server, client)):
                 threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
@@ -199,15 +208,19 @@ class SlowProxy:
 def test_the_watch_sees_a_secret_on_a_command_line_and_in_an_environment() -> None:
     """The leak test below can fail: the same watch finds what is there to be found."""
     with Watch() as watch:
-        for leak in (
-            ["sh", "-c", "sleep 0.3; :", "poison-in-argv"],
-            ["env", "POISON=poison-in-environ", "sleep", "0.3"],
+        for poison, leak in (
+            ("poison-in-argv", ["sh", "-c", "read -r line; :", "poison-in-argv"]),
+            ("poison-in-environ", ["env", "POISON=poison-in-environ", "cat"]),
             # What the script takes care not to do: a variable that is exported already goes to every program.
-            ["env", "nixops_token=old", "sh", "-c", "nixops_token=poison-inherited; sleep 0.3; :"],
+            ("poison-inherited", ["env", "nixops_token=old", "sh", "-c", "nixops_token=poison-inherited; cat; :"]),
         ):
-            subprocess.run(leak, check=True)
-    for poison in ("poison-in-argv", "poison-in-environ", "poison-inherited"):
-        assert watch.saw(poison)
+            with subprocess.Popen(leak, stdin=subprocess.PIPE) as process:
+                assert process.stdin is not None
+                end = time.monotonic() + 60
+                while not watch.saw(poison) and time.monotonic() < end:
+                    time.sleep(0.02)
+                process.stdin.close()
+            assert watch.saw(poison)
 
 
 @pytest.mark.parametrize("shell", ["sh", "bash", "dash"])
@@ -222,9 +235,10 @@ def test_no_process_shows_the_wrapping_token_or_the_secret_id(
     """No command line and no environment, of the shell, curl and all others, while the delivery is slowed down."""
     for name in ("token", "secret", "answer"):
         monkeypatch.setenv(f"nixops_{name}", "inherited")
-    proxy = SlowProxy(server.port, 0.7)
+    watch = Watch()
+    proxy = SlowProxy(server.port, watch.look)
     try:
-        with Watch() as watch:
+        with watch:
             deliver(wrapped, AsRoot(shell=shell), address=proxy.address)
     finally:
         proxy.close()

@@ -29,12 +29,15 @@ from tests.lab.starts import ProgramStarts
 PAUSE = 0.015
 PAUSE_WHEN_TOLD = 0.04
 FILE_LIMIT = 32 * 1024 * 1024
-# The lab's image `refused`, with a program as bad as can be: it tells its login to everybody and fails.
-TELLTALE = r"""
+# What a builder has once it has been looked at in the middle of a push, and the text of a program that waits for that;
+# not for ever, since nobody would end it where the hunt has failed.
+LOOKED = "/run/hunt-looked"
+UNTIL_LOOKED = f"i=0; until [ -e {LOOKED} ] || [ $i -ge 600 ]; do sleep 0.1; i=$((i + 1)); done"
+_TELLTALE = r"""
 mkdir -p "$out/bin"
 cat >"$out/bin/copy-to" <<'EOF'
 #!/bin/sh
-sleep 2
+@pause@
 cat "$REGISTRY_AUTH_FILE" >&2
 sed 's/.*"auth": "\([^"]*\)".*/\1/' "$REGISTRY_AUTH_FILE" | base64 -d >&2
 printf '\n\033]0;a title for the terminal\007unauthorized\n' >&2
@@ -42,6 +45,14 @@ exit 1
 EOF
 chmod 755 "$out/bin/copy-to"
 """
+
+
+def telltale(pause: str = ":") -> str:
+    """The lab's image `refused`, with a program as bad as can be: it tells its login to everybody and fails.
+
+    :param pause: what it does before.
+    """
+    return _TELLTALE.replace("@pause@", pause)
 
 
 class Needles:
@@ -112,6 +123,8 @@ class Watch:
 
     :param directory: where the watched task keeps its temporary files.
     :param processes: whether to look at processes too; where several directories are watched, one watch does.
+    :ivar longest: between two sweeps over all processes, seconds.
+    :ivar told: the kernel tells of every program that starts, and ``missed`` is how often there were too many to keep.
     """
 
     directory: Path
@@ -120,6 +133,8 @@ class Watch:
     files: dict[str, bytes] = field(default_factory=dict)
     sweeps: int = 0
     longest: float = 0.0
+    told: bool = False
+    missed: int = 0
 
     def __enter__(self) -> Self:
         self._stop = threading.Event()
@@ -138,18 +153,25 @@ class Watch:
         # An environment changes with exec alone, which nearly always changes the arguments too; so it is read
         # for each pair of process and arguments, and a second time in case the first came too early.
         known: dict[tuple[str, bytes], int] = {}
-        last = time.monotonic()
+
+        def sweep() -> None:
+            for pid in filter(str.isdigit, os.listdir("/proc")):  # noqa: PTH208 - a hundred thousand Path objects a run
+                arguments = _read(f"/proc/{pid}/cmdline")
+                if arguments and known.get((pid, arguments), 0) < 2:
+                    known[pid, arguments] = known.get((pid, arguments), 0) + 1
+                    self._look(pid)
+
+        # Whether the kernel tells of programs may take it seconds to say: what runs already is seen before that.
+        sweep()
         with ExitStack() as stack:
             try:
                 starts = stack.enter_context(ProgramStarts())
             except OSError:
                 starts = None
+            self.told = starts is not None
+            last = time.monotonic()
             while not self._stop.is_set():
-                for pid in filter(str.isdigit, os.listdir("/proc")):  # noqa: PTH208 - a hundred thousand Path objects a run
-                    arguments = _read(f"/proc/{pid}/cmdline")
-                    if arguments and known.get((pid, arguments), 0) < 2:
-                        known[pid, arguments] = known.get((pid, arguments), 0) + 1
-                        self._look(pid)
+                sweep()
                 self.sweeps += 1
                 self.longest = max(self.longest, time.monotonic() - last)
                 last = time.monotonic()
@@ -160,6 +182,7 @@ class Watch:
                     for number in starts.within(PAUSE_WHEN_TOLD):
                         self._look(str(number))
                 except OSError:
+                    self.missed += 1
                     continue  # more started at once than could be kept: a sweep sees those that are still there
 
     def _look(self, pid: str) -> None:
@@ -183,20 +206,25 @@ class Watch:
                     self.files[f"{path} ({len(known)})"] = content
             self._stop.wait(PAUSE)
 
+    @property
+    def gapless(self) -> bool:
+        """Whether it looked often enough for few processes to have come and gone unseen."""
+        return self.sweeps > 0 and (self.missed == 0 if self.told else self.longest < 2.0)
+
     def leaks(self, needles: Needles, allowed: Callable[[Seen], Seen]) -> list[str]:
         """Secrets in arguments, environments and temporary files.
 
         :param allowed: takes out of what a process shows what it may show.
         """
         found = []
-        for seen in self.seen:
+        for seen in self.seen.copy():
             judged = allowed(seen)
             for what, data in (("arguments", judged.arguments), ("environment", judged.environment)):
                 found += [
                     f"{name} in the {what} of {seen.arguments.replace(bytes(1), b' ')[:300]!r} in {seen.group.strip()}"
                     for name in needles.within(data)
                 ]
-        return found + leaks_in(self.files.items(), needles)
+        return found + leaks_in(self.files.copy().items(), needles)
 
 
 def _read(path: str) -> bytes:

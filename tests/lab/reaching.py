@@ -61,8 +61,8 @@ def has(host: LabHost, path: str) -> bool:
     return host.exec("nix-store", "--check-validity", path, check=False).returncode == 0
 
 
-def eventually(condition: Callable[[], object], seconds: float = 10.0) -> bool:
-    """Whether ``condition`` holds within that time."""
+def eventually(condition: Callable[[], object], seconds: float = 60.0) -> bool:
+    """Whether ``condition`` holds within that time; by default one in which also a busy machine gets there."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():

@@ -24,6 +24,7 @@ _HEADER: Final = struct.Struct("=IHHII")
 _CONNECTOR: Final = struct.Struct("=IIIIHH")
 _EVENT: Final = struct.Struct("=IIQII")
 _CONFIRMED: Final = 2.0
+_SO_RCVBUFFORCE: Final = 33  # asm-generic/socket.h
 _BUFFER: Final = 4 * 1024 * 1024
 
 
@@ -36,7 +37,8 @@ class ProgramStarts:
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _NETLINK_CONNECTOR)
         try:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+            # Past the bound that the machine has for others: we are root.
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
             self._socket.bind((0, _PROCESSES))
             self._ask(_LISTEN)
             # The kernel confirms it at once; to a process in a container it says nothing, now or later.

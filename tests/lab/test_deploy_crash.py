@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from nixops.lab.setting import Setting
-from tests.lab.transacting import configure, deploy, deployed, note, started, unchanged
+from tests.lab.transacting import came_up, configure, deploy, deployed, note, started, unchanged
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def test_power_loss_before_the_commit_boots_the_old_generation_and_is_said(
     process = started(setting, "awaiting-confirm")
     setting.host.power_off()
     setting.host.power_on()
-    setting.host.wait_ready()
+    came_up(setting)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 4 and "restarted" in err, err
 
@@ -63,7 +63,7 @@ def test_a_crash_between_profile_and_loader_is_undone_by_the_next_run(setting: S
     setting.host.exec("sh", "-c", script)
     setting.host.power_off()
     setting.host.power_on()
-    setting.host.wait_ready()
+    came_up(setting)
     configure(setting, "")
     done = deploy(setting)
     assert done.code == 0 and "rolled-back" in done.err, done

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from nixops.lab.setting import Setting
-from tests.lab.transacting import configure, deploy, deployed, unchanged
+from tests.lab.deploying import change, the_host
+from tests.lab.transacting import BOUNDS, configure, deploy, deployed, unchanged
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +39,10 @@ def test_a_unit_that_fails_is_rolled_back(setting: Setting, before: dict[str, st
 
 def test_an_activation_that_hangs_is_rolled_back_after_its_time(setting: Setting, before: dict[str, str]) -> None:
     """It runs past deploy.activation_timeout."""
+    change(setting, lambda d: the_host(d)["deploy"].update(activation_timeout=12))
     configure(setting, "lab.activationHangs = true;")
     done = deploy(setting)
+    change(setting, lambda d: the_host(d)["deploy"].update(BOUNDS["deploy"]))
     assert done.code == 4 and "12 s" in done.err, done
 
 

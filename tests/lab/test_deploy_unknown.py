@@ -8,7 +8,7 @@ import pytest
 
 from nixops.lab.setting import Setting
 from tests.lab.deploying import change, the_host
-from tests.lab.transacting import BOUNDS, configure, deploy, deployed, note, started
+from tests.lab.transacting import BOUNDS, came_up, configure, deploy, deployed, note, started
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +35,16 @@ def test_a_failed_roll_back_ends_with_7_and_says_what_to_do(setting: Setting) ->
 def test_a_host_that_never_comes_back_ends_with_7(setting: Setting) -> None:
     """Power loss without a return: nobody knows what it runs, and that is said; the next run takes up from there."""
     # The operator waits for as long as the host might take to decide: half a minute more than all of its bounds.
-    short = {"activation_timeout": 6, "confirm_timeout": 10}
+    short = {"activation_timeout": 10, "confirm_timeout": 10}
     change(setting, lambda d: the_host(d)["deploy"].update(short))
     configure(setting, note("gone"))
     running = setting.running()
     process = started(setting, "awaiting-confirm")
     setting.host.power_off()
-    _, err = process.communicate(timeout=150)
+    _, err = process.communicate(timeout=240)
     setting.host.power_on()
-    setting.host.wait_ready()
-    assert process.returncode == 7 and "did not say within 58 s" in err, err
+    came_up(setting)
+    assert process.returncode == 7 and "did not say within 70 s" in err, err
     change(setting, lambda d: the_host(d)["deploy"].update(BOUNDS["deploy"]))
     configure(setting, "")
     done = deploy(setting)

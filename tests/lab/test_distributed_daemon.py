@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import tempfile
 import time
@@ -20,15 +21,18 @@ from nixops.lab.lab import HostSpec, Lab, LabHost
 from nixops.transport.command import Command, LineSink, Result
 from nixops.values import AttrPath, FlakeRef
 from tests.lab.caching import dead_entry, host_entry, inventory, make_flake, session_of
-from tests.lab.reaching import SYSTEM, processes
+from tests.lab.reaching import SYSTEM, processes, wait_for
 
 FLAKE = "/var/tmp/operator/flake"
 
 
 @pytest.fixture(scope="module")
 def hosts(lab_factory: Callable[..., Lab]) -> Lab:
-    """Two builders, and a machine of an operator who is no root: ``trusted`` may name machines, ``other`` may not."""
-    made = lab_factory(HostSpec("one"), HostSpec("two"), HostSpec("operator"))
+    """Two builders, and a machine of an operator who is no root: ``trusted`` may name machines, ``other`` may not.
+
+    The builders' names are no other lab's: this machine's nix counts what it gives a builder by its name, whoever runs.
+    """
+    made = lab_factory(HostSpec("east"), HostSpec("west"), HostSpec("operator"))
     operator = made.hosts["operator"]
     operator.exec("useradd", "-m", "trusted")
     operator.exec("useradd", "-m", "other")
@@ -72,16 +76,16 @@ def test_a_trusted_user_of_a_newer_nix_builds_through_the_daemon(hosts: Lab, ope
     """Proves: with Nix 2.26 and its daemon, as a user who is no root: the daemon takes the machines with address, key
     and pinned host key, both builders build, a dead one is left out, and a failed build is told with its log.
     """
-    entries = {name: host_entry(hosts.hosts[name], builder={"max_jobs": 1}) for name in ("one", "two")}
+    entries = {name: host_entry(hosts.hosts[name], builder={"max_jobs": 1}) for name in ("east", "west")}
     entries["dead"] = dead_entry(hosts, builder={})
-    loaded = inventory(tmp_path, entries, build={"probe_timeout": 2.0, "min_free": 0})
+    loaded = inventory(tmp_path, entries, build={"probe_timeout": 6.0, "min_free": 0})
     said: list[str] = []
     with session_of(loaded, tmp_path, said) as session:
         session.local = Inside(operator, "trusted")  # type: ignore[assignment]  # a runner for this machine's
         assert store_facts(session.local).worker is Worker.DAEMON
         result = build_distributed(FlakeRef(FLAKE), AttrPath("quick"), session, on_event=said.append)
         built = operator.exec("cat", result.outputs[0].path).stdout.decode().split()
-        assert set(built) == {"one", "two"} == set(result.builders)
+        assert set(built) == {"east", "west"} == set(result.builders)
         assert [out.builder for out in result.left_out] == ["dead"]
         with pytest.raises(BuildFailed, match="exit code 3"):
             build_distributed(FlakeRef(FLAKE), AttrPath("bad"), session)
@@ -94,21 +98,21 @@ def test_a_host_key_that_is_not_the_pinned_one_is_refused_by_the_daemon_too(
     """Proves: the daemon's ssh is told the pinned key: a machine with another is not built on, though our own probe
     was let through here.
     """
-    wrong = host_entry(hosts.hosts["one"], builder={})
-    loaded = inventory(tmp_path, {"one": wrong}, build={"probe_timeout": 2.0, "min_free": 0})
+    wrong = host_entry(hosts.hosts["east"], builder={})
+    loaded = inventory(tmp_path, {"east": wrong}, build={"probe_timeout": 30.0, "min_free": 0})
     with session_of(loaded, tmp_path, []) as session:
         session.local = Inside(operator, "trusted")  # type: ignore[assignment]  # as above
         assert session.pool.probe()[0].usable
         (builder,) = session.builders
-        other = hosts.hosts["two"].host_key
+        other = hosts.hosts["west"].host_key
         object.__setattr__(builder.target, "host_keys", (other,))
         begin = time.monotonic()
         with pytest.raises(NoBuilder, match="no builder of the pool can be used by the nix daemon") as caught:
             build_distributed(FlakeRef(FLAKE), AttrPath(f"both.{SYSTEM}"), session, timeout=30.0)
-        assert "one: the nix daemon cannot connect to it" in str(caught.value)
+        assert "east: the nix daemon cannot connect to it" in str(caught.value)
         assert "logs in as root" in str(caught.value.hint)
         assert time.monotonic() - begin < 30.0
-    assert not processes(hosts.hosts["one"], "hostname")
+    assert not processes(hosts.hosts["east"], "hostname")
 
 
 def test_a_user_whom_the_daemon_does_not_trust_is_told_so(hosts: Lab, operator: LabHost, tmp_path: Path) -> None:
@@ -124,17 +128,22 @@ def test_a_user_whom_the_daemon_does_not_trust_is_told_so(hosts: Lab, operator: 
 # -- a daemon of this machine's nix -----------------------------------------------------------------------------
 
 
+def listens(address: str | tuple[str, int]) -> bool:
+    """Whether somebody takes connections at a path, or at an address and a port."""
+    with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as connection:
+        connection.settimeout(5)
+        return connection.connect_ex(address) == 0
+
+
 @pytest.fixture
 def daemon(monkeypatch: pytest.MonkeyPatch, nix_of_the_lab: None) -> Iterator[subprocess.Popen[bytes]]:
     """A nix daemon of this machine's own (2.8 on Debian 12), which our nix then uses."""
     with tempfile.TemporaryDirectory(prefix="nixd-") as directory:
-        socket = Path(directory, "socket")
-        monkeypatch.setenv("NIX_DAEMON_SOCKET_PATH", str(socket))
+        path = Path(directory, "socket")
+        monkeypatch.setenv("NIX_DAEMON_SOCKET_PATH", str(path))
         process = subprocess.Popen(["nix-daemon"], stderr=subprocess.DEVNULL)
         try:
-            end = time.monotonic() + 10
-            while not socket.exists() and time.monotonic() < end:
-                time.sleep(0.05)
+            wait_for(lambda: listens(str(path)), 60, "the daemon listens")
             monkeypatch.setenv("NIX_REMOTE", "daemon")
             yield process
         finally:
@@ -156,10 +165,10 @@ def test_a_key_that_is_a_secret_reaches_the_daemons_ssh_from_memory(
     key.touch(mode=0o600)
     key.write_bytes(hosts.identity_file.read_bytes())
     entries = {}
-    for name in ("one", "two"):
+    for name in ("east", "west"):
         entries[name] = host_entry(hosts.hosts[name], builder={"max_jobs": 2})
         del entries[name]["ssh"]["identity_file"]
-    loaded = inventory(tmp_path, entries, build={"ssh_key": {"file": str(key)}, "probe_timeout": 3.0, "min_free": 0})
+    loaded = inventory(tmp_path, entries, build={"ssh_key": {"file": str(key)}, "probe_timeout": 30.0, "min_free": 0})
     flake = make_flake(tmp_path / "flake")
     seen: list[str] = []
 
@@ -172,7 +181,7 @@ def test_a_key_that_is_a_secret_reaches_the_daemons_ssh_from_memory(
     with session_of(loaded, tmp_path, []) as session:
         assert store_facts(session.local).worker is Worker.DAEMON
         result = build_distributed(FlakeRef(str(flake)), AttrPath("quick"), session, on_event=look)
-    assert set(Path(result.outputs[0].path).read_text().split()) <= {"one", "two"}
+    assert set(Path(result.outputs[0].path).read_text().split()) <= {"east", "west"}
     assert sum(result.builders.values()) == 5
     (machines,) = seen
     used = {line.split()[2] for line in machines.splitlines()}
@@ -187,21 +196,23 @@ def test_a_port_that_the_machines_file_cannot_say_is_told(
     """Proves: with a daemon of a Nix before 2.31, a builder on another port is left out with the reason; nix itself,
     which uses our configuration, builds on it.
     """
-    one = hosts.hosts["one"]
-    one.exec("sh", "-c", "mkdir -p /run/sshd; $(command -v sshd || echo /usr/sbin/sshd) -p 2222")
-    entry = host_entry(one, builder={}) | {"port": 2222}
-    loaded = inventory(tmp_path, {"one": entry}, build={"probe_timeout": 3.0, "min_free": 0})
+    east = hosts.hosts["east"]
+    east.exec("sh", "-c", "mkdir -p /run/sshd; $(command -v sshd || echo /usr/sbin/sshd) -p 2222")
+    # It goes into the background before it listens.
+    wait_for(lambda: listens((east.address, 2222)), 60, "sshd listens on the other port")
+    entry = host_entry(east, builder={}) | {"port": 2222}
+    loaded = inventory(tmp_path, {"east": entry}, build={"probe_timeout": 30.0, "min_free": 0})
     flake = FlakeRef(str(make_flake(tmp_path / "flake")))
     with session_of(loaded, tmp_path, []) as session:
         with pytest.raises(NoBuilder, match="port 2222"):
             build_distributed(flake, AttrPath("both." + SYSTEM), session)
         os.environ.pop("NIX_REMOTE")
-        assert build_distributed(flake, AttrPath("both." + SYSTEM), session).builders == {"one": 1}
+        assert build_distributed(flake, AttrPath("both." + SYSTEM), session).builders == {"east": 1}
 
 
 def test_the_machines_file_is_private_and_gone_at_the_end(hosts: Lab, tmp_path: Path) -> None:
     """Proves: 0700 around it, and nothing is left of it, also after an exception."""
-    loaded = inventory(tmp_path, {"one": host_entry(hosts.hosts["one"], builder={"features": ["kvm"]})})
+    loaded = inventory(tmp_path, {"east": host_entry(hosts.hosts["east"], builder={"features": ["kvm"]})})
     with session_of(loaded, tmp_path, []) as session:
         probes = [Probe(builder) for builder in session.builders]
     kept: Path | None = None
@@ -209,7 +220,7 @@ def test_the_machines_file_is_private_and_gone_at_the_end(hosts: Lab, tmp_path: 
         kept = file
         assert file.parent.stat().st_mode & 0o777 == 0o700
         fields = file.read_text().split()
-        assert fields[0] == f"ssh-ng://root@{hosts.hosts['one'].address}" and fields[5:7] == ["kvm", "-"]
+        assert fields[0] == f"ssh-ng://root@{hosts.hosts['east'].address}" and fields[5:7] == ["kvm", "-"]
         assert Path(fields[2]).read_bytes() == hosts.identity_file.read_bytes()
         raise KeyError
     assert kept is not None and not kept.parent.exists()

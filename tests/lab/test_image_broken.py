@@ -77,7 +77,7 @@ def test_a_program_that_leaves_a_process_behind_does_not_hold_up_the_push(
     began = time.monotonic()
     try:
         result = imaging.build(name, push=imaging.reference(f"team/{name}:1"))
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 120
         assert result.moved and push_places(host) == []
         assert works(host, AWAY) == (name == "away")
         assert not works(host, BEHIND)
@@ -144,11 +144,11 @@ def test_an_operator_that_is_killed_leaves_nothing_in_memory_on_either_side(
         process = imaging.start(
             *imaging.image({"login": "docker", "build": "slow", "push": "slow-push"}[moment], *push), environ=environ
         )
-        eventually(lambda: list(runtime.glob("nixops-key-*")), 20, "the agent")
+        eventually(lambda: list(runtime.glob("nixops-key-*")), 90, "the agent")
         if moment == "build":
-            eventually(lambda: processes(host, "-layer.sh"), 20, "the build")
+            eventually(lambda: processes(host, "-layer.sh"), 90, "the build")
         if moment == "push":
-            eventually(lambda: pushing(host), 20, "the push")
+            eventually(lambda: pushing(host), 90, "the push")
         process.send_signal(signal.SIGKILL)
         assert ended(process).code == -signal.SIGKILL
         eventually(lambda: list(runtime.iterdir()) == [], 10, "nothing in memory here")

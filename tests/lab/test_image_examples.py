@@ -17,7 +17,7 @@ from nixops.lab.registry import RegistryServer
 from nixops.lab.setting import TOP
 from tests.lab.conftest import LabFactory
 from tests.lab.imaging import ARM, X86, Imaging, raw
-from tests.lab.leaks import TELLTALE, Needles
+from tests.lab.leaks import Needles, telltale
 
 EXAMPLES = TOP / "examples"
 
@@ -153,7 +153,7 @@ def test_a_python_tool_gets_an_image_for_two_platforms_by_its_digest(
 def test_a_python_tool_shows_no_login_whatever_a_program_tells(imaging: Imaging, registry: RegistryServer) -> None:
     """Proves: an image's own program that prints the registry's login, and what a terminal would obey, is shown by
     examples/imagespec.py without either, while it runs and in the error."""
-    (imaging.repo.directory / "refused.sh").write_text(TELLTALE)
+    (imaging.repo.directory / "refused.sh").write_text(telltale())
     done = subprocess.run(
         [
             *(sys.executable, str(EXAMPLES / "imagespec.py"), "--inventory", str(imaging.inventory)),

@@ -14,7 +14,7 @@ from nixops.errors import ConnectionLost, NixopsError, NoBuilder, RegistryError,
 from nixops.lab.lab import HostSpec, Lab
 from nixops.lab.registry import RegistryServer
 from tests.lab.conftest import LabFactory
-from tests.lab.imaging import X86, Imaging, eventually, first_preferred, pushing
+from tests.lab.imaging import X86, Imaging, chosen, disregard_load, eventually, pushing
 from tests.lab.reaching import has, processes
 
 pytestmark = pytest.mark.usefixtures("nix_of_the_lab")
@@ -28,7 +28,7 @@ def builders(lab_factory: LabFactory) -> Lab:
 
 @pytest.fixture
 def imaging(builders: Lab, registry: RegistryServer, tmp_path: Path) -> Imaging:
-    return first_preferred(tmp_path, builders, registry)
+    return Imaging(tmp_path, builders, registry, hosts=("first", "second"))
 
 
 def test_a_builder_killed_in_the_middle_of_a_build_is_replaced_and_the_log_says_why(
@@ -36,21 +36,20 @@ def test_a_builder_killed_in_the_middle_of_a_build_is_replaced_and_the_log_says_
 ) -> None:
     """Proves: the machine that builds loses power in the middle of a build; the build finishes on another, the log and
     the document say who was left out and why, and for a while the dead one is not asked first."""
-    host = builders.hosts["first"]
     call = imaging.begin(lambda: imaging.build("slow"))
-    eventually(lambda: processes(host, "-layer.sh"), 20, "the build on the first builder")
+    host, other = chosen(builders, lambda host: processes(host, "-layer.sh") != [], "the build")
     host.power_off()
     try:
         result = call.wait(60)
         (image,) = result.images
-        assert image.built is not None and image.built.builder == "second"
-        assert has(builders.hosts["second"], image.out)
+        assert image.built is not None and image.built.builder == other.name
+        assert has(other, image.out)
         (tried,) = result.tried
-        assert tried.builder == "first" and "lost" in tried.reason, tried
-        assert result.document()["tried"] == [{"builder": "first", "system": X86, "reason": tried.reason}]
-        assert f"fault {X86}: first is left out: {tried.reason}" in imaging.said()
-        assert json.loads(result.record.read_text())["tried"][0]["builder"] == "first"
-        assert "first" in (imaging.state / "nixops" / "quarantine.json").read_text()
+        assert tried.builder == host.name and "lost" in tried.reason, tried
+        assert result.document()["tried"] == [{"builder": host.name, "system": X86, "reason": tried.reason}]
+        assert f"fault {X86}: {host.name} is left out: {tried.reason}" in imaging.said()
+        assert json.loads(result.record.read_text())["tried"][0]["builder"] == host.name
+        assert host.name in json.loads((imaging.state / "nixops" / "quarantine.json").read_text())["builders"]
     finally:
         host.power_on()
         host.wait_ready()
@@ -61,19 +60,24 @@ def test_when_all_builders_are_dead_the_answer_comes_within_the_deadline_with_ea
 ) -> None:
     """Proves: one builder that refuses, one that nothing answers for, and one with another key: exit 3 within the
     probe's deadline of 5 s (and the start of the command), with the reason of each."""
-    imaging = Imaging(tmp_path, builders)
+    imaging = Imaging(tmp_path, builders, build={"probe_timeout": 5.0})
     other = builders.hosts["second"].host_key
     imaging.change(lambda document: document["hosts"]["first"].update(port=1))
     imaging.change(lambda document: document["hosts"]["small"].update(host_key=other))
     builders.hosts["second"].partition(True)
-    try:
+
+    def start() -> float:
+        """What the start, the inventory and the evaluation alone take, on a machine that may have much else to do."""
         began = time.monotonic()
-        # What the start, the inventory and the evaluation alone take, on a machine that may have much else to do.
         assert imaging.invoke(*imaging.image("nothing-of-the-kind", "--systems", X86)).code == 2
-        alone = time.monotonic() - began
+        return time.monotonic() - began
+
+    try:
+        before = start()
         began = time.monotonic()
         done = imaging.invoke(*imaging.image("docker", "--systems", X86))
         took = time.monotonic() - began
+        alone = max(before, start())
     finally:
         builders.hosts["second"].partition(False)
     assert done.code == 3, done
@@ -84,16 +88,23 @@ def test_when_all_builders_are_dead_the_answer_comes_within_the_deadline_with_ea
     assert "KEY" in reasons["small"]
 
 
-def test_a_builder_whose_disk_fills_up_is_left_for_another(builders: Lab, tmp_path: Path) -> None:
+def test_a_builder_whose_disk_fills_up_is_left_for_another(
+    builders: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Proves: no space in the middle of a build is the builder's fault: the build moves on, and says so."""
+    disregard_load(monkeypatch)
     settings = {"small": {"builder": {"max_jobs": 4, "systems": [X86], "speed_factor": 9}}}
     imaging = Imaging(tmp_path, builders, hosts=("small", "second"), settings=settings, build={"min_free": 1})
     result = imaging.build("large")
     (image,) = result.images
     assert image.built is not None and image.built.builder == "second", imaging.said()
     assert [t.builder for t in result.tried] == ["small"] and "full" in result.tried[0].reason
-    builders.hosts["second"].exec(
-        "sh", "-c", 'rm -f /nix/var/nix/gcroots/nixops-images/*; nix-store --delete "$0"', image.out
+    delete = 'rm -f /nix/var/nix/gcroots/nixops-images/*; nix-store --delete "$0"'
+    # The daemon that built it may still hold it for a moment.
+    eventually(
+        lambda: builders.hosts["second"].exec("sh", "-c", delete, image.out, check=False).returncode == 0,
+        60,
+        "the image is deleted",
     )
 
 
@@ -114,7 +125,7 @@ def test_a_registry_that_dies_during_the_push_is_told_as_that(builders: Lab, tmp
     with RegistryServer(bind=builders.gateway) as server:
         imaging = Imaging(tmp_path, builders, server, hosts=("first", "second"))
         call = imaging.begin(lambda: imaging.build("slow-push", push=imaging.reference()))
-        eventually(lambda: any(pushing(builders.hosts[n]) for n in ("first", "second")), 20, "the push")
+        eventually(lambda: any(pushing(builders.hosts[n]) for n in ("first", "second")), 90, "the push")
         os.kill(server.pid, signal.SIGKILL)
         with pytest.raises(NixopsError) as caught:
             call.wait(60)

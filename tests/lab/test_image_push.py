@@ -150,7 +150,7 @@ def test_a_garbage_collection_in_the_middle_of_a_push_takes_nothing_away(imaging
     imaging.change(lambda document: document["hosts"].pop("second"))
     call = imaging.begin(lambda: imaging.build("slow-push", push=reference))
     host = builders.hosts["first"]
-    eventually(lambda: pushing(host), 20, "the push")
+    eventually(lambda: pushing(host), 90, "the push")
     kept = roots(host)
     host.exec("nix-store", "--gc")
     (image,) = call.wait().images

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,9 +15,10 @@ import pytest
 
 from nixops.lab import state
 from nixops.lab.lab import HostSpec, Lab, sweep
-from nixops.lab.machine import mounts_below
+from nixops.lab.machine import identify, mounts_below
 from nixops.lab.network import mark
 from nixops.transport.local import LocalRunner
+from tests.lab.reaching import wait_for
 
 
 def left_of(name: str, directory: Path = state.DIRECTORY) -> list[str]:
@@ -37,10 +37,11 @@ def left_of(name: str, directory: Path = state.DIRECTORY) -> list[str]:
 
 SCRIPT = """
 import os, sys, time
+from pathlib import Path
 from nixops.lab.lab import HostSpec, Lab
 from nixops.lab import host
 from nixops.transport.exec import raise_if_cancelled
-name, how = sys.argv[1:3]
+name, how, directory = sys.argv[1:4]
 if how == "half":
     # stop between the boot of the first host and its being ready
     def stuck(self, timeout=60.0):
@@ -49,7 +50,7 @@ if how == "half":
             raise_if_cancelled()
             time.sleep(0.1)
     host.LabHost.wait_ready = stuck
-lab = Lab.up([HostSpec("one"), HostSpec("two", "awkward")], name=name)
+lab = Lab.up([HostSpec("one"), HostSpec("two", "awkward")], name=name, directory=Path(directory))
 print("up", flush=True)
 if how == "leave":
     sys.exit(0)
@@ -60,10 +61,11 @@ time.sleep(1000)
 
 
 @pytest.fixture
-def child(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
-    """A process of its own with a lab that is up (or half up)."""
+def child(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process of its own with a lab that is up (or half up), where no other run looks for what killed ones left."""
     name, how = request.param
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, name, how], stdout=subprocess.PIPE, text=True)
+    arguments = [sys.executable, "-c", SCRIPT, name, how, str(tmp_path / "labs")]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         assert process.stdout.readline() == "up\n"
@@ -72,7 +74,7 @@ def child(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
         process.kill()
         process.wait()
         process.stdout.close()
-        sweep(LocalRunner(), also=name)
+        sweep(LocalRunner(), tmp_path / "labs", also=name)
 
 
 @pytest.mark.parametrize(
@@ -87,35 +89,43 @@ def child(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
     indirect=["child"],
     ids=["SIGTERM", "Ctrl-C", "Ctrl-C while booting", "plain exit", "exception"],
 )
-def test_a_lab_comes_down_with_its_process(child: subprocess.Popen[str], number: int, code: int) -> None:
+def test_a_lab_comes_down_with_its_process(
+    child: subprocess.Popen[str], number: int, code: int, tmp_path: Path
+) -> None:
     """Proves that no way of ending a process that can be caught leaves a host, a link, a mount or a file."""
     assert isinstance(child.args, list)
     name = str(child.args[3])
     if number:
-        assert left_of(name)
+        assert left_of(name, tmp_path / "labs")
         child.send_signal(number)
-    assert child.wait(30) == code
-    assert left_of(name) == []
+    assert child.wait(120) == code
+    assert left_of(name, tmp_path / "labs") == []
 
 
 @pytest.mark.parametrize("child", [("t-kill", "wait")], indirect=True)
-def test_the_next_run_takes_down_what_a_killed_one_left(child: subprocess.Popen[str], lab: Lab) -> None:
+def test_the_next_run_takes_down_what_a_killed_one_left(child: subprocess.Popen[str], tmp_path: Path) -> None:
     """Proves that SIGKILL of the operator's process, and of a host's systemd-nspawn, is made good by the next run."""
-    left = Lab.attach("t-kill").hosts["one"]
-    supervisor = next(pid for pid in state.host_group("t-kill", "one").pids() if _name(pid) == "systemd-nspawn")
-    child.kill()
-    child.wait()
-    os.kill(supervisor, signal.SIGKILL)
-    time.sleep(0.2)
-    assert left.running, "the container's init outlives its systemd-nspawn: that is what makes this worth a test"
-    assert state.orphaned(state.load_state(state.DIRECTORY, "t-kill"))
-    assert "t-kill" in sweep(LocalRunner())
-    assert left_of("t-kill") == []
-    assert all(host.running for host in lab.hosts.values()), "and labs of living processes are left alone"
+    directory = tmp_path / "labs"
+    left = Lab.attach("t-kill", directory=directory).hosts["one"]
+    with Lab.up([HostSpec("one")], name="t-alive", directory=directory) as alive:
+        supervisor = next(pid for pid in state.host_group("t-kill", "one").pids() if _name(pid) == "systemd-nspawn")
+        child.kill()
+        child.wait()
+        os.kill(supervisor, signal.SIGKILL)
+        wait_for(lambda: identify(supervisor) is None, 60, "systemd-nspawn has ended")
+        assert left.running, "the container's init outlives its systemd-nspawn: that is what makes this worth a test"
+        assert state.orphaned(state.load_state(directory, "t-kill"))
+        assert sweep(LocalRunner(), directory) == ["t-kill"]
+        assert left_of("t-kill", directory) == []
+        assert alive.hosts["one"].running, "and labs of living processes are left alone"
 
 
 def _name(pid: int) -> str:
-    return Path(f"/proc/{pid}/comm").read_text().strip()
+    """What a process is called; nothing for one that has ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def test_after_down_the_machine_is_as_it_was(tmp_path: Path) -> None:

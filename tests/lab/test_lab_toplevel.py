@@ -132,10 +132,15 @@ def test_what_a_killed_switch_had_stopped_is_started_by_the_next_one(machine: Ma
     good = machine.generation(SLEEPER.format(1000))
     assert machine.switch(good) == 0
     hangs = machine.generation("lab.activationHangs = true; " + SLEEPER.format(2000))
-    killed = machine.host.exec(
-        "timeout", "-s", "KILL", "4", f"{hangs}/bin/switch-to-configuration", "test", check=False
+    machine.host.exec("systemd-run", "--unit=hanging-switch", f"{hangs}/bin/switch-to-configuration", "test")
+    eventually(
+        lambda: machine.running() == hangs and machine.unit("sleeper.service") == "inactive",
+        "the switch has stopped the sleeper and hangs",
+        90,
     )
-    assert killed.returncode in (-9, 137)
+    machine.host.exec("systemctl", "kill", "--signal=KILL", "hanging-switch.service")
+    eventually(lambda: machine.unit("hanging-switch.service") == "failed", "the switch is dead", 90)
+    machine.host.exec("systemctl", "reset-failed", "hanging-switch.service")
     assert machine.unit("sleeper.service") == "inactive"
     assert machine.switch(good) == 0
     assert machine.unit("sleeper.service") == "active"

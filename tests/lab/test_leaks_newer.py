@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import subprocess
-import time
+import threading
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -14,6 +15,7 @@ from nixops.lab.setting import Invoked
 from tests.lab.deploying import setting_for
 from tests.lab.hunting import Hunt, audit_of, hunt_through_deploys
 from tests.lab.leaks import leaks_in
+from tests.lab.reaching import eventually
 from tests.lab.starts import ProgramStarts
 
 
@@ -26,7 +28,7 @@ def test_no_credential_of_the_newer_module_is_anywhere_but_where_it_has_to_be(tm
 def test_each_detector_finds_what_is_planted(tmp_path: Path) -> None:
     """The negative control: a secret in an argument list, an environment, files, git, store, journal and outputs."""
     with (
-        setting_for(tmp_path, "leaks-planted", audit=audit_of(tmp_path)) as setting,
+        setting_for(tmp_path, "hunt-plant", audit=audit_of(tmp_path)) as setting,
         Hunt(tmp_path, setting) as hunt,
     ):
         planted = setting.bao.api("POST", "auth/token/create", {"policies": ["default"]})["auth"]["client_token"]
@@ -35,24 +37,37 @@ def test_each_detector_finds_what_is_planted(tmp_path: Path) -> None:
             f"client_token of auth/token/create [{planted[:4]}…]"
         }
 
+        passing = hunt.temporary / "passing"
+        expected = ("arguments of b'sh -c read", "environment of b'sh -c read", "on-the-host", str(passing))
+
+        def missing() -> list[str]:
+            leaks = hunt.watch.leaks(needles, hunt.allowed)
+            return [what for what in expected if not any(what in leak for leak in leaks)]
+
         with hunt.watch:
-            subprocess.run(["sh", "-c", "sleep 0.2", "sh", f"--token={planted}"], check=True)
-            subprocess.run(["sh", "-c", "sleep 0.2"], check=True, env={"PATH": "/usr/bin:/bin", "TOKEN": planted})
-            setting.host.exec("sh", "-c", "sleep 0.2; true", "sh", f"on-the-host={planted}")
-            passing = hunt.temporary / "passing"
             passing.write_text(planted)
-            time.sleep(0.2)
+            there = ("sh", "-c", "until [ -e /run/looked ]; do sleep 0.1; done", "sh", f"on-the-host={planted}")
+            on_host = threading.Thread(target=setting.host.exec, args=there)
+            on_host.start()
+            with (
+                subprocess.Popen(["sh", "-c", "read -r line", "sh", f"--token={planted}"], stdin=PIPE) as one,
+                subprocess.Popen(["sh", "-c", "read -r line"], stdin=PIPE, env={"TOKEN": planted}) as two,
+            ):
+                # Each stays until it has been looked at, however long a sweep takes here.
+                eventually(lambda: not missing())
+                for process in (one, two):
+                    assert process.stdin is not None
+                    process.stdin.close()
             passing.unlink()
+            setting.host.exec("touch", "/run/looked")
+            on_host.join()
             # What the task starts inherits a variable that nobody said is a secret: these processes are seen too.
             plan = setting.invoke("deploy-runner", "--plan", environ={**hunt.environ, "NOT_NAMED_ANYWHERE": planted})
             assert plan.code == 0, plan
         recorded = leaks_in(hunt.recorders.seen(), needles)
         for program in ("git", "nix", "nix-store"):
             assert any(f"in {program}." in leak and "environment" in leak for leak in recorded), (program, recorded)
-        leaks = hunt.watch.leaks(needles, hunt.allowed)
-        for what in ("arguments of b'sh -c sleep 0.2 sh --token=", "environment of b'sh -c sleep 0.2", "on-the-host"):
-            assert any(what in leak for leak in leaks), (what, leaks)
-        assert any(str(passing) in leak for leak in leaks), leaks
+        assert missing() == []
 
         hunt.runs.append(Invoked(0, "{}", f"it is {planted}"))
         (setting.directory / "state" / "noted").write_text(f"encoded: {_encoded(planted)}")
@@ -66,7 +81,7 @@ def test_each_detector_finds_what_is_planted(tmp_path: Path) -> None:
         host.exec("sh", "-c", "cat >/tmp/planted; nix-store --add /tmp/planted", stdin=planted.encode())
         host.exec("systemd-cat", "-t", "planted", "sh", "-c", "cat", stdin=f"a line with {planted}\n".encode())
         host.exec("journalctl", "--sync")
-        for place, expected in (
+        for place, words in (
             (hunt.said(), "stderr of run 0"),
             (hunt.operators_files(), "/state/noted"),
             (hunt.operators_files(), "git objects"),
@@ -77,7 +92,7 @@ def test_each_detector_finds_what_is_planted(tmp_path: Path) -> None:
             (hunt.host_journal(), "MESSAGE of journal entry"),
         ):
             found = leaks_in(place, needles)
-            assert any(expected in leak for leak in found), (expected, found)
+            assert any(words in leak for leak in found), (words, found)
 
 
 def test_a_watch_is_told_of_programs_that_start_between_its_sweeps() -> None:

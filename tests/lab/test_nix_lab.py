@@ -247,7 +247,8 @@ from nixops.transport.ssh import SshRunner
 from nixops.transport.target import SshTarget
 from nixops.values import Address, HostName, StorePath
 
-name, address, user, key, identity, password, path = sys.argv[1:]
+name, address, user, key, identity, path = sys.argv[1:]
+password = sys.stdin.readline().strip()
 target = SshTarget(HostName(name), Address(address), user=user, host_keys=(key,), identity_file=Path(identity))
 with SshRunner(target, sudo_password=lambda: Secret(password)) as remote:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -261,9 +262,14 @@ def test_a_large_closure_streams_and_is_not_held_in_memory(bench: Bench, heavy: 
     host = bench.lab.hosts["gunter"]
     target = target_of(host)
     path = heavy(bench)
-    arguments = (host.name, host.address, host.user, target.host_keys[0], host.identity_file, sudo_password(), path)
+    arguments = (host.name, host.address, host.user, target.host_keys[0], host.identity_file, path)
     done = subprocess.run(
-        [sys.executable, "-c", BIG, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", BIG, *map(str, arguments)],
+        input=f"{sudo_password()}\n",
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert has(host, path)

@@ -34,7 +34,7 @@ from nixops.transport.fleet import fan_out
 from nixops.transport.local import LocalRunner
 from nixops.transport.openssh import OpenSshFiles
 from nixops.transport.ssh import SshRunner, fingerprint, offered_host_key, reachable
-from tests.lab.reaching import eventually, processes, runner_of, target_of
+from tests.lab.reaching import eventually, processes, runner_of, target_of, wait_for
 
 MIB = 1024 * 1024
 
@@ -129,7 +129,8 @@ from nixops.transport.ssh import SshRunner
 from nixops.transport.target import SshTarget
 from nixops.values import Address, HostName
 
-name, address, user, key, identity, password, *argv = sys.argv[1:]
+name, address, user, key, identity, *argv = sys.argv[1:]
+password = sys.stdin.readline().strip()
 target = SshTarget(HostName(name), Address(address), user=user, host_keys=(key,), identity_file=Path(identity))
 with SshRunner(target, sudo_password=lambda: Secret(password)) as runner:
     runner.run(Command.of(*argv, root=True, timeout=None))
@@ -139,8 +140,14 @@ with SshRunner(target, sudo_password=lambda: Secret(password)) as runner:
 def operator(host: LabHost, *argv: str) -> subprocess.Popen[bytes]:
     """A process of an operator of its own, that runs ``argv`` as root on the host."""
     target = target_of(host)
-    arguments = (target.name, target.address, target.user, target.host_keys[0], host.identity_file, sudo_password())
-    return subprocess.Popen([sys.executable, "-c", OPERATOR, *map(str, arguments), *argv], stderr=subprocess.DEVNULL)
+    arguments = (target.name, target.address, target.user, target.host_keys[0], host.identity_file)
+    process = subprocess.Popen(
+        [sys.executable, "-c", OPERATOR, *map(str, arguments), *argv], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert process.stdin is not None
+    with process.stdin as stdin:
+        stdin.write(f"{sudo_password()}\n".encode())
+    return process
 
 
 def test_interrupting_the_operator_stops_what_runs_on_the_host(elevated: LabHost) -> None:
@@ -149,7 +156,7 @@ def test_interrupting_the_operator_stops_what_runs_on_the_host(elevated: LabHost
     try:
         assert eventually(lambda: bool(processes(elevated, "sleep 77003")))
         process.send_signal(signal.SIGINT)
-        process.wait(15)
+        process.wait(30)
         assert eventually(lambda: not processes(elevated, "sleep 77003"), 3)
     finally:
         process.kill()
@@ -163,7 +170,7 @@ def test_an_interrupt_is_heard_although_the_host_is_cut_off(elevated: LabHost) -
         assert eventually(lambda: "sleep 77010" in processes(elevated), 20)
         elevated.partition(True)
         process.send_signal(signal.SIGINT)
-        process.wait(15)
+        process.wait(30)  # some 10 s, and the end of an interpreter on a machine that is kept busy
     finally:
         elevated.partition(False)
         process.kill()
@@ -189,7 +196,7 @@ def test_interrupting_the_operator_stops_a_build_on_the_host(elevated: LabHost, 
         seen = (lambda line: line == "sleep 77004") if "builder" in moment else bool
         assert eventually(lambda: any(map(seen, processes(elevated, "sleep 77004"))), 20)
         process.send_signal(signal.SIGINT)
-        process.wait(15)
+        process.wait(30)
         # TERM, and after a grace of 5 s KILL, over a second login on a machine that the other tests keep busy.
         assert eventually(lambda: not processes(elevated, "sleep 77004"), 20)
     finally:
@@ -204,19 +211,31 @@ def test_what_is_cancelled_while_it_starts_runs_whole_or_not_at_all_and_is_gone(
     none ever takes the end of a stdin that was cut off for an empty one.
     """
     monkeypatch.setattr("nixops.transport.exec.TICK", 0.001)  # as soon as Ctrl-C strikes the main thread
+
+    def given() -> list[str]:
+        return elevated.exec("cat", "/run/given", check=False).stdout.decode().split()
+
+    def once_read(switch: Cancellation, former: list[str]) -> None:
+        eventually(lambda: given() != former)
+        switch.cancel()
+
     script = 'given=$(cat); echo "<$given>" >>/run/given; sleep 77011'
     with runner_of(elevated) as runner:
         runner.run(Command.of("true", root=True))
-        for seconds in (0.0, 0.006, 0.012, 0.018, 0.024, 0.03, 0.04, 2.0):
+        for seconds in (0.0, 0.006, 0.012, 0.018, 0.024, 0.03, 0.04, None):
             switch = Cancellation()
-            timer = threading.Timer(seconds, switch.cancel)
+            timer: threading.Thread
+            if seconds is None:
+                timer = threading.Thread(target=once_read, args=(switch, given()))
+            else:
+                timer = threading.Timer(seconds, switch.cancel)
             timer.start()
             with cancellable(switch), pytest.raises(Interrupted):
                 runner.run(Command.of("sh", "-c", script, stdin="whole", root=True))
             timer.join()
-        given = runner.run(Command.of("sh", "-c", "cat /run/given; rm -f /run/given", root=True)).out
         assert eventually(lambda: not processes(elevated, "sleep 77011"), 3), processes(elevated, "77011")
-    assert set(given.split()) == {"<whole>"}
+    assert set(given()) == {"<whole>"}
+    elevated.exec("rm", "/run/given")
 
 
 def test_a_command_that_takes_no_term_is_killed_with_what_it_put_into_another_session(elevated: LabHost) -> None:
@@ -254,11 +273,19 @@ def test_a_dead_network_is_noticed_in_the_middle_of_a_command(lab_factory: Calla
     host = lab_factory(HostSpec("cable")).hosts["cable"]
     with runner_of(host) as runner:
         runner.run(Command.of("true")).check()
-        threading.Timer(1.0, host.partition, (True,)).start()
-        started = time.monotonic()
+        pulled: list[float] = []
+
+        def pull() -> None:
+            wait_for(lambda: "sleep 77005" in processes(host), 60, "it runs")
+            host.partition(True)
+            pulled.append(time.monotonic())
+
+        cable = threading.Thread(target=pull)
+        cable.start()
         with pytest.raises(ConnectionLost, match="cable was lost while sleep ran"):
-            runner.run(Command.of("sleep", "77005", timeout=60))
-        assert time.monotonic() - started < 15
+            runner.run(Command.of("sleep", "77005", timeout=120))
+        cable.join()
+        assert time.monotonic() - pulled[0] < 15
         with pytest.raises(Unreachable, match="cannot be reached on port 22"):
             reachable(replace(target_of(host), connect_timeout=2.0))
         host.partition(False)
@@ -270,10 +297,15 @@ def test_a_host_that_is_off_is_unreachable_and_says_so(lab_factory: Callable[...
     host = lab_factory(HostSpec("dark")).hosts["dark"]
     with runner_of(host) as runner:
         runner.run(Command.of("true")).check()
-        power = threading.Timer(1.0, host.power_off)
+
+        def pull() -> None:
+            wait_for(lambda: "sleep 77006" in processes(host), 60, "it runs")
+            host.power_off()
+
+        power = threading.Thread(target=pull)
         power.start()
         with pytest.raises(ConnectionLost):
-            runner.run(Command.of("sleep", "77006", timeout=60))
+            runner.run(Command.of("sleep", "77006", timeout=120))
         power.join()  # of a host's processes the sshd that listens need not be the first to end
     with pytest.raises(Unreachable, match="cannot be reached on port 22") as caught:
         reachable(replace(target_of(host), connect_timeout=2.0))

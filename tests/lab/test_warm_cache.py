@@ -46,7 +46,7 @@ def test_what_is_warmed_is_there_for_a_host_that_upgrades_itself(made: Warm) -> 
     assert not valid(host, top[HOST])
     options = ("--option", "substituters", made.server.url, "--option", "trusted-public-keys", made.key.public)
     alone = ("--option", "require-sigs", "true", "--max-jobs", "0")
-    host.exec("nix-store", "--realise", top[HOST] or "", *options, *alone)
+    host.exec("nix-store", "--realise", top[HOST] or "", *options, *alone, timeout=240)
     assert valid(host, top[HOST])
 
     document = proof.document()

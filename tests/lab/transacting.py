@@ -12,7 +12,7 @@ from nixops.lab.setting import Invoked, Setting
 from tests.lab.reaching import wait_for
 
 # Bounds short enough to be waited for; seconds.
-BOUNDS = {"deploy": {"activation_timeout": 12, "confirm_timeout": 25, "lease_timeout": 20}}
+BOUNDS = {"deploy": {"activation_timeout": 30, "confirm_timeout": 25, "lease_timeout": 20}}
 
 
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
@@ -72,6 +72,17 @@ def started(setting: Setting, state: str) -> subprocess.Popen[str]:
 
     wait_for(reached, 60, f"state {state}")
     return process
+
+
+def came_up(setting: Setting) -> None:
+    """Wait until a host that boots has its secrets and its runner again."""
+    setting.host.wait_ready()
+    unit = "gitea-runner-actions2.service"
+    wait_for(
+        lambda: setting.host.exec("systemctl", "is-active", "--quiet", unit, check=False).returncode == 0,
+        60,
+        "the runner is up after the boot",
+    )
 
 
 def note(word: str) -> str:

@@ -35,6 +35,7 @@ class Fault:
     :ivar status: 0: no answer at all, the connection ends. -1: answer rightly, but with these ``headers``.
     :ivar cut: end the connection after this many bytes of the body.
     :ivar carry_out: do what is asked first, and answer with the fault then.
+    :ivar together: wait until as many requests as it is for are in progress.
     """
 
     method: str
@@ -46,6 +47,7 @@ class Fault:
     cut: int | None = None
     delay: float = 0.0
     carry_out: bool = False
+    together: threading.Barrier | None = None
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,8 @@ def plain_client(
 
 
 def _handler(state: FakeRegistry) -> type[BaseHTTPRequestHandler]:
+    lock = threading.Lock()
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         timeout = 10
@@ -179,9 +183,13 @@ def _handler(state: FakeRegistry) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             authorization = self.headers.get("Authorization")
             state.seen.append(Seen(self.command, self.path, authorization, self.headers.get("Accept-Encoding")))
-            fault = next((f for f in state.faults if f.times and self._is(f)), None)
+            with lock:
+                fault = next((f for f in state.faults if f.times and self._is(f)), None)
+                if fault is not None:
+                    fault.times -= 1
             if fault is not None:
-                fault.times -= 1
+                if fault.together is not None:
+                    fault.together.wait()
                 time.sleep(fault.delay)
                 if fault.status >= 0:
                     if fault.carry_out:

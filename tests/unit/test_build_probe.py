@@ -171,7 +171,12 @@ def test_a_reason_is_one_error_in_words_without_what_to_do_next() -> None:
 
 
 def run_script(
-    directory: Path, programs: dict[str, str], *, shell: str = "sh", systems: tuple[str, ...] = (X86,)
+    directory: Path,
+    programs: dict[str, str],
+    *,
+    shell: str = "sh",
+    systems: tuple[str, ...] = (X86,),
+    seconds: str = "20",
 ) -> str:
     """``probe.sh`` with coreutils and only the given programs of Nix, each a shell script."""
     for name in ("uname", "nproc", "stat", "df", "cat", "timeout", "sleep"):
@@ -182,7 +187,7 @@ def run_script(
         (directory / name).write_text(f"#!/bin/sh\n{text}\n")
         (directory / name).chmod(0o755)
     done = subprocess.run(
-        [f"/bin/{shell}", "-s", "--", "0.5", *systems],
+        [f"/bin/{shell}", "-s", "--", seconds, *systems],
         input=script(),
         capture_output=True,
         text=True,
@@ -213,7 +218,7 @@ def test_a_host_without_nix_is_told_by_the_script(tmp_path: Path) -> None:
 
 def test_a_store_that_hangs_is_told_by_the_script_and_not_waited_for(tmp_path: Path) -> None:
     began = time.monotonic()
-    text = run_script(tmp_path, {**NIX, "nix": "exec sleep 60"})
+    text = run_script(tmp_path, {**NIX, "nix": "exec sleep 60"}, seconds="0.5")
     assert read_answer(builder(), text, "", 0).reason == (
         "its Nix store did not answer in time (is its nix-daemon alive?)"
     )
@@ -223,7 +228,7 @@ def test_a_store_that_hangs_is_told_by_the_script_and_not_waited_for(tmp_path: P
 def test_a_nix_that_heeds_no_signal_to_end_is_not_left_running_on_the_builder(tmp_path: Path) -> None:
     """Proves: the probe ends, and so does what it started there, children too."""
     stubborn = f"trap '' TERM; echo $$ >>{tmp_path}/pids; sleep 61 & echo $! >>{tmp_path}/pids; wait; sleep 61"
-    text = run_script(tmp_path, {**NIX, "nix": stubborn})
+    text = run_script(tmp_path, {**NIX, "nix": stubborn}, seconds="0.5")
     assert read_answer(builder(), text, "", 0).reason == (
         "its Nix store did not answer in time (is its nix-daemon alive?)"
     )

@@ -270,8 +270,8 @@ def test_a_post_without_a_good_answer_leaves_no_runner(forge: ForgejoServer, kin
 
 
 def test_a_runner_that_appears_only_after_the_time_out_is_found(forge: ForgejoServer) -> None:
-    forge.fault("/actions/runners$", method="POST", delay=1.0)
-    asking = Forgejo(forge.url, forge.add_token("torjus"), redactor=Redactor(), timeout=0.6)
+    forge.fault("/actions/runners$", method="POST", delay=2.3)
+    asking = Forgejo(forge.url, forge.add_token("torjus"), redactor=Redactor(), timeout=2.0)
     with pytest.raises(ForgeError, match="was deleted again"):
         asking.create_runner(REPOSITORY, name="native")
     assert forge.runners == ()

@@ -163,15 +163,16 @@ def test_a_server_that_does_not_answer_is_given_up_in_time(forge: ForgejoServer)
 
 
 @contextmanager
-def raw_forge(*pieces: bytes, pause: float = 0.0) -> Iterator[Forgejo]:
+def raw_forge(*pieces: bytes, pause: float = 0.0, timeout: float = 5.0) -> Iterator[Forgejo]:
     """A client of a server that sends these pieces to each request, and then closes."""
     with raw_server(*pieces, pause=pause) as url:
-        yield Forgejo(url, Secret("t" * 40), redactor=Redactor(), timeout=0.5, sleep=lambda _: None)
+        yield Forgejo(url, Secret("t" * 40), redactor=Redactor(), timeout=timeout, sleep=lambda _: None)
 
 
 def test_a_server_that_drips_is_given_up_in_time() -> None:
     """Each byte comes in time, so only a deadline for the whole request ends this."""
-    with raw_forge(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", *[b" "] * 100, pause=0.05) as asking:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
+    with raw_forge(head, *[b" "] * 100, pause=0.05, timeout=0.5) as asking:
         begun = time.monotonic()
         assert "no complete answer within 0.5 s" in error_of(asking.version).message
         assert time.monotonic() - begun < 3
@@ -244,7 +245,7 @@ def test_where_a_redirect_points_is_told_and_not_evaluated(forge: ForgejoServer,
 
 def test_the_body_of_a_redirect_is_bounded_as_any_other() -> None:
     head = b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 1000\r\n\r\n"
-    with raw_forge(head, *[b" "] * 100, pause=0.05) as asking:
+    with raw_forge(head, *[b" "] * 100, pause=0.05, timeout=0.5) as asking:
         begun = time.monotonic()
         assert "no complete answer within 0.5 s" in error_of(asking.version).message
         assert time.monotonic() - begun < 3

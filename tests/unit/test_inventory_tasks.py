@@ -261,12 +261,12 @@ def test_trust_refuses_another_key_than_the_pinned_one(tmp_path: Path, server: S
 
 
 def test_trust_of_a_host_that_is_down_says_unreachable_and_writes_nothing(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    file = inventory(tmp_path, port)
-    before = file.read_text()
-    with pytest.raises(Unreachable):
-        trust_host(TrustOptions("a", inventory=str(file)), ask=lambda _: True)
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        file = inventory(tmp_path, unheard.getsockname()[1])
+        before = file.read_text()
+        with pytest.raises(Unreachable):
+            trust_host(TrustOptions("a", inventory=str(file)), ask=lambda _: True)
     assert file.read_text() == before
 
 

@@ -159,10 +159,10 @@ def test_an_answer_that_drips_is_given_up(keys: list[PublicKey]) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         url = f"http://127.0.0.1:{server.server_address[1]}"
-        with BinaryCacheClient(url, keys, timeout=0.4, sleep=lambda _: None) as asking:
+        with BinaryCacheClient(url, keys, timeout=1.5, sleep=lambda _: None) as asking:
             begin = time.monotonic()
             assert "no complete answer" in asking.ask(path(1)).detail
-            assert time.monotonic() - begin < 5
+            assert time.monotonic() - begin < 12
     finally:
         server.shutdown()
         server.server_close()
@@ -195,12 +195,12 @@ def test_an_answer_that_comes_byte_by_byte_is_given_up_at_its_time(keys: list[Pu
 
         threading.Thread(target=serve, daemon=True).start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        with BinaryCacheClient(url, keys, timeout=0.5, sleep=lambda _: None) as asking:
+        with BinaryCacheClient(url, keys, timeout=1.5, sleep=lambda _: None) as asking:
             begin = time.monotonic()
             asked = asking.ask(path(1))
-            assert time.monotonic() - begin < 5
+            assert time.monotonic() - begin < 12
     redirected = "it redirects in a circle"
-    assert asked.detail == (redirected if b"302" in status else "no complete answer within 0.5 s")
+    assert asked.detail == (redirected if b"302" in status else "no complete answer within 1.5 s")
 
 
 def test_no_login_of_the_operators_goes_to_a_cache(
@@ -246,16 +246,16 @@ def test_an_address_that_is_no_cache_is_told_as_such(keys: list[PublicKey], answ
 
 
 def test_a_cache_that_is_not_there_is_told_with_the_reason(keys: list[PublicKey]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    for url, words in (
-        (f"http://127.0.0.1:{port}", "connection refused"),
-        ("http://no-such-host.invalid", "its name does not resolve"),
-    ):
-        with pytest.raises(CacheIncomplete) as caught, client(url, keys) as asking:
-            asking.look()
-        assert f"the cache {url} does not answer: {words}" in str(caught.value)
-        assert caught.value.exit_code == 1
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        for url, words in (
+            (f"http://127.0.0.1:{unheard.getsockname()[1]}", "connection refused"),
+            ("http://no-such-host.invalid", "its name does not resolve"),
+        ):
+            with pytest.raises(CacheIncomplete) as caught, client(url, keys) as asking:
+                asking.look()
+            assert f"the cache {url} does not answer: {words}" in str(caught.value)
+            assert caught.value.exit_code == 1
 
 
 def test_tls_is_verified_against_the_authority_of_the_inventory(

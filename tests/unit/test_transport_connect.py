@@ -31,10 +31,11 @@ def test_hop_1_a_name_that_does_not_resolve(lab: Lab) -> None:
 
 
 def test_hop_2_nothing_listens(lab: Lab) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    with pytest.raises(Unreachable, match="connection refused") as caught:
-        reachable(replace(lab.target, port=port))
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        port = unheard.getsockname()[1]
+        with pytest.raises(Unreachable, match="connection refused") as caught:
+            reachable(replace(lab.target, port=port))
     assert f"port {port}" in str(caught.value)
     assert "is sshd running" in str(caught.value)
 

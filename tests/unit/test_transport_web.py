@@ -80,15 +80,15 @@ def failure_of(act: Callable[[], object]) -> Exception:
     return caught.value
 
 
-def get(url: str, **options: object) -> Callable[[], object]:
-    return lambda: requests.get(url, timeout=(2, 0.3), **options)  # type: ignore[arg-type]  # as requests has them
+def get(url: str, *, patience: float = 5.0, **options: object) -> Callable[[], object]:
+    return lambda: requests.get(url, timeout=(2, patience), **options)  # type: ignore[arg-type]  # as requests has them
 
 
 def test_each_failure_of_a_real_request_is_told_from_the_others(server: BinaryCacheServer, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         mute = f"http://127.0.0.1:{silent.getsockname()[1]}"
         found = {
-            "late": failure_of(get(mute)),
+            "late": failure_of(get(mute, patience=0.3)),
             "proxy": failure_of(get("http://forge.invalid", proxies={"http": "http://127.0.0.1:1"})),
             "refused": failure_of(get("http://127.0.0.1:1")),
             "unknown": failure_of(get("http://forge.invalid")),
