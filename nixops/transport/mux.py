@@ -238,7 +238,8 @@ class MuxRunner:
             raise ValueError("a working directory is for local commands only")
         out: list[bytes] = []
         with self._slot():
-            patience, alone = Deadline(SESSION_PATIENCE), Deadline(_ALONE)
+            patience = Deadline(SESSION_PATIENCE)
+            alone: Deadline | None = None
             while True:
                 session = Session(
                     self._pool.master(self._host, Deadline(self.target.connect_timeout + self.target.login_timeout)),
@@ -258,7 +259,7 @@ class MuxRunner:
                     return Result(command, result.code, b"".join(out), result.stderr, result.seconds, self.host)
                 # Refused before it began: another session may end in time. Where there is none for a while, the host
                 # takes one session on a connection, which the keeper has.
-                if any(other.begun for other in list(self._host.sessions)):
+                if alone is None or any(other.begun for other in list(self._host.sessions)):
                     alone = Deadline(_ALONE)
                 if session.shared and (patience.passed or alone.passed):
                     self._pool.unshare(self._host)
