@@ -29,12 +29,16 @@ SLOWEST = (
     "test_leaks_older.py",
     "test_transport_lab.py",
     "test_deploy_operators.py",
+    "test_mux_lab.py",
     "test_pool_lab.py",
     "test_image_faults.py",
     "test_deploy_checkout.py",
     "test_distributed.py",
     "test_leaks_newer.py",
     "test_deploy_flake.py",
+    "test_image_cut.py",
+    "test_image_build.py",
+    "test_distributed_daemon.py",
 )
 
 
