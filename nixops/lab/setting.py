@@ -203,7 +203,7 @@ class Setting:
         self,
         *args: str,
         environ: dict[str, str] | None = None,
-        timeout: float = 600.0,
+        timeout: float = 300.0,
         on_line: Callable[[str], None] | None = None,
     ) -> Invoked:
         """Run a task to its end.

@@ -218,11 +218,7 @@ def hunt_through_deploys(directory: Path, module: RunnerModule, shape: Shape) ->
         assert not found, "\n".join(found)
 
         # The hunt was fast enough, and looked where there is something to find: at the host's processes too.
-        assert hunt.watch.sweeps > 200 and hunt.watch.gapless, (
-            hunt.watch.sweeps,
-            hunt.watch.longest,
-            hunt.watch.missed,
-        )
+        assert hunt.watch.sweeps > 200 and hunt.watch.longest < 2.0, (hunt.watch.sweeps, hunt.watch.longest)
         needles = hunt.needles()
         recorded = {name.split(".")[0] for name, _ in hunt.recorders.seen()}
         assert recorded >= {"git", "nix", "nix-store", "nix-instantiate"}, recorded

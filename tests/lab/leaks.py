@@ -124,7 +124,6 @@ class Watch:
     :param directory: where the watched task keeps its temporary files.
     :param processes: whether to look at processes too; where several directories are watched, one watch does.
     :ivar longest: between two sweeps over all processes, seconds.
-    :ivar told: the kernel tells of every program that starts, and ``missed`` is how often there were too many to keep.
     """
 
     directory: Path
@@ -133,8 +132,6 @@ class Watch:
     files: dict[str, bytes] = field(default_factory=dict)
     sweeps: int = 0
     longest: float = 0.0
-    told: bool = False
-    missed: int = 0
 
     def __enter__(self) -> Self:
         self._stop = threading.Event()
@@ -168,7 +165,6 @@ class Watch:
                 starts = stack.enter_context(ProgramStarts())
             except OSError:
                 starts = None
-            self.told = starts is not None
             last = time.monotonic()
             while not self._stop.is_set():
                 sweep()
@@ -182,7 +178,6 @@ class Watch:
                     for number in starts.within(PAUSE_WHEN_TOLD):
                         self._look(str(number))
                 except OSError:
-                    self.missed += 1
                     continue  # more started at once than could be kept: a sweep sees those that are still there
 
     def _look(self, pid: str) -> None:
@@ -205,11 +200,6 @@ class Watch:
                     known.add(key)
                     self.files[f"{path} ({len(known)})"] = content
             self._stop.wait(PAUSE)
-
-    @property
-    def gapless(self) -> bool:
-        """Whether it looked often enough for few processes to have come and gone unseen."""
-        return self.sweeps > 0 and (self.missed == 0 if self.told else self.longest < 2.0)
 
     def leaks(self, needles: Needles, allowed: Callable[[Seen], Seen]) -> list[str]:
         """Secrets in arguments, environments and temporary files.

@@ -108,7 +108,9 @@ def test_a_graph_is_shared_out_and_its_result_is_here(bench: Callable[..., Bench
     builder that is not there is left out with a word and costs no more than the probe.
     """
     made = bench(one=ONE, other=OTHER, dead=ONE)
+    begin = time.monotonic()
     result = made.build("quick", out_link=tmp_path / "result")
+    assert time.monotonic() - begin < 6.0 + 13  # the probe's time, and what it may take without
     assert not any("cannot build on" in line for line in made.said)
     (output,) = result.outputs
     assert set(output.path and Path(output.path).read_text().split()) == {"one", "other"}
@@ -158,10 +160,9 @@ def test_all_dead_is_told_within_the_probes_deadline(bench: Callable[..., Bench]
     made = bench(dead=ONE)
     made.session.ssh  # noqa: B018 - made beforehand: its own start is no part of the deadline
     begin = time.monotonic()
-    made.session.pool.probe()
-    assert time.monotonic() - begin < 4.0
     with pytest.raises(NoBuilder, match="no builder of the pool can be used"):
         made.build("quick")
+    assert time.monotonic() - begin < 4.0
 
 
 def test_a_failed_build_is_no_builders_fault(bench: Callable[..., Bench]) -> None:

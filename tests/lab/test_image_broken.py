@@ -77,7 +77,7 @@ def test_a_program_that_leaves_a_process_behind_does_not_hold_up_the_push(
     began = time.monotonic()
     try:
         result = imaging.build(name, push=imaging.reference(f"team/{name}:1"))
-        assert time.monotonic() - began < 120
+        assert time.monotonic() - began < 20
         assert result.moved and push_places(host) == []
         assert works(host, AWAY) == (name == "away")
         assert not works(host, BEHIND)

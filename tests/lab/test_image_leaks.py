@@ -199,11 +199,7 @@ class Hunt:
 
     def saw_enough(self) -> None:
         """The hunt was fast enough, and saw what there was to see."""
-        assert self.watch.sweeps > 100 and self.watch.gapless, (
-            self.watch.sweeps,
-            self.watch.longest,
-            self.watch.missed,
-        )
+        assert self.watch.sweeps > 100 and self.watch.longest < 2.0, (self.watch.sweeps, self.watch.longest)
         arguments = b"\n".join(seen.arguments for seen in self.watch.seen)
         assert b"nixops-push" in arguments
         recorded = {name.split(".")[0] for name, _ in self.recorders.seen()}

@@ -98,7 +98,7 @@ def test_a_lab_comes_down_with_its_process(
     if number:
         assert left_of(name, tmp_path / "labs")
         child.send_signal(number)
-    assert child.wait(120) == code
+    assert child.wait(30) == code
     assert left_of(name, tmp_path / "labs") == []
 
 

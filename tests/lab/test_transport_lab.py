@@ -156,7 +156,7 @@ def test_interrupting_the_operator_stops_what_runs_on_the_host(elevated: LabHost
     try:
         assert eventually(lambda: bool(processes(elevated, "sleep 77003")))
         process.send_signal(signal.SIGINT)
-        process.wait(30)
+        process.wait(15)
         assert eventually(lambda: not processes(elevated, "sleep 77003"), 3)
     finally:
         process.kill()
@@ -170,7 +170,7 @@ def test_an_interrupt_is_heard_although_the_host_is_cut_off(elevated: LabHost) -
         assert eventually(lambda: "sleep 77010" in processes(elevated), 20)
         elevated.partition(True)
         process.send_signal(signal.SIGINT)
-        process.wait(30)  # some 10 s, and the end of an interpreter on a machine that is kept busy
+        process.wait(15)
     finally:
         elevated.partition(False)
         process.kill()
@@ -196,7 +196,7 @@ def test_interrupting_the_operator_stops_a_build_on_the_host(elevated: LabHost, 
         seen = (lambda line: line == "sleep 77004") if "builder" in moment else bool
         assert eventually(lambda: any(map(seen, processes(elevated, "sleep 77004"))), 20)
         process.send_signal(signal.SIGINT)
-        process.wait(30)
+        process.wait(15)
         # TERM, and after a grace of 5 s KILL, over a second login on a machine that the other tests keep busy.
         assert eventually(lambda: not processes(elevated, "sleep 77004"), 20)
     finally:

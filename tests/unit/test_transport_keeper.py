@@ -99,7 +99,7 @@ def test_what_ignores_term_is_killed_after_a_grace_with_all_that_descends_from_i
     assert os.getsid(builder) != stubborn.pid
     keeper.tell(f"stop {stubborn.pid}")
     began = time.monotonic()
-    assert stubborn.wait(60) == -signal.SIGKILL
+    assert stubborn.wait(15) == -signal.SIGKILL
     assert time.monotonic() - began > 4
     assert gone(builder)
 
